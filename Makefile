@@ -1,0 +1,35 @@
+# What people do daily. Everything runs in .venv, made on first use.
+PYTHON ?= python3
+VENV := .venv
+STAMP := $(VENV)/.installed
+
+.PHONY: quickstart test check format environment clean
+
+environment: $(STAMP)
+
+$(STAMP): requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ibtrain needs Python 3.11 or newer; say which with make PYTHON=python3.11")'
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --disable-pip-version-check -q -r requirements.txt
+	$(VENV)/bin/pip install --disable-pip-version-check -q --no-deps -e .
+	touch $@
+
+quickstart: environment  ## the whole job on a toy world, from raw files to an exported model
+	$(VENV)/bin/python tools/quickstart.py
+
+test: environment
+	$(VENV)/bin/python -m pytest
+
+check: environment
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	$(VENV)/bin/shellcheck $$(git ls-files '*.sh' '*.sbatch' .ci/run)
+
+format: environment
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean:
+	rm -rf quickstart build *.egg-info .pytest_cache .mypy_cache .ruff_cache

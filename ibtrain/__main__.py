@@ -1,0 +1,7 @@
+"""`python -m ibtrain` is the same program as `ibtrain`."""
+
+import sys
+
+from ibtrain.cli import main
+
+sys.exit(main())

@@ -1,0 +1,309 @@
+"""The command line: verbs that parse, call and print.
+
+Human text goes to stdout, progress and warnings to stderr; with --json stdout is one JSON document.
+Exit codes: 0 success, 1 the job failed, 2 the request was wrong, 3 interrupted after a saved
+checkpoint.
+"""
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+SUCCESS, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 3
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns its exit code."""
+    parsed = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("ibtrain").setLevel(
+        logging.INFO if _rank() == 0 and not parsed.json else logging.WARNING
+    )
+    try:
+        return int(parsed.run(parsed))
+    except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+        _complain(error)
+        return WRONG_REQUEST
+    except (RuntimeError, OSError) as error:
+        _complain(error)
+        return FAILED
+    except KeyboardInterrupt:
+        _complain("stopped before a checkpoint was saved")
+        return FAILED
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _complain(error: object) -> None:
+    where = f"[rank {_rank()}] " if _rank() else ""
+    print(f"{where}ibtrain: {error}", file=sys.stderr)
+
+
+def _say(parsed: argparse.Namespace, document: Any, text: str) -> int:
+    """Prints the JSON document or the text for people."""
+    print(json.dumps(document, indent=2) if parsed.json else text)
+    return SUCCESS
+
+
+def _parser() -> argparse.ArgumentParser:
+    from ibtrain import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="ibtrain", description="Instruction-tune InstructBLIP: data, training, evaluation."
+    )
+    parser.add_argument("--version", action="version", version=f"ibtrain {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    _add_recipes(verbs)
+    _add_data(verbs)
+    _add_train(verbs)
+    _add_ask(verbs)
+    _add_evaluate(verbs)
+    _add_export(verbs)
+    return parser
+
+
+def _verb(verbs: Any, name: str, run: Any, help_text: str) -> argparse.ArgumentParser:
+    verb: argparse.ArgumentParser = verbs.add_parser(name, help=help_text, description=help_text)
+    verb.add_argument("--json", action="store_true", help="print one JSON document")
+    verb.set_defaults(run=run)
+    return verb
+
+
+def _add_recipes(verbs: Any) -> None:
+    verb = _verb(verbs, "recipes", _recipes, "list, print or copy the shipped recipes")
+    verb.add_argument("action", nargs="?", choices=["show", "cp"])
+    verb.add_argument("name", nargs="?", metavar="NAME")
+    verb.add_argument("file", nargs="?", type=Path, metavar="FILE")
+
+
+def _recipes(parsed: argparse.Namespace) -> int:
+    from ibtrain.config import recipe_path, shipped_recipes
+
+    if parsed.action is None:
+        names = list(shipped_recipes())
+        return _say(parsed, {"recipes": names}, "\n".join(names))
+    if parsed.name is None or (parsed.action == "cp") != (parsed.file is not None):
+        raise ValueError("usage: ibtrain recipes [show NAME | cp NAME FILE]")
+    path = recipe_path(parsed.name)
+    if parsed.action == "show":
+        return _say(parsed, {"name": parsed.name, "yaml": path.read_text()}, path.read_text())
+    if parsed.file.exists():
+        raise FileExistsError(f"{parsed.file} exists; name a new file or remove it")
+    shutil.copyfile(path, parsed.file)
+    return _say(parsed, {"file": str(parsed.file)}, f"copied to {parsed.file}")
+
+
+def _add_data(verbs: Any) -> None:
+    data = verbs.add_parser("data", help="raw datasets to shards, and what is in them")
+    nested = data.add_subparsers(dest="data_verb", required=True, metavar="VERB")
+    _verb(nested, "catalog", _catalog, "the datasets: task, role, files, where to get them, metric")
+    toy = _verb(nested, "toy", _toy, "write the toy world in the official file layouts")
+    toy.add_argument("directory", type=Path, metavar="DIR")
+    toy.add_argument("--seed", type=int, default=0)
+    prepare = _verb(nested, "prepare", _prepare, "raw files to shards")
+    prepare.add_argument("dataset", metavar="DATASET")
+    prepare.add_argument("--raw", type=Path, required=True, metavar="DIR")
+    prepare.add_argument("--out", type=Path, required=True, metavar="DIR")
+    prepare.add_argument("--split")
+    prepare.add_argument("--workers", type=int, default=1, metavar="N")
+    mixture = _verb(nested, "mixture", _mixture, "a recipe's mixture: size, weight and share")
+    mixture.add_argument("recipe", metavar="RECIPE")
+    mixture.add_argument("overrides", nargs="*", metavar="key=value")
+
+
+def _catalog(parsed: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from ibtrain.data.catalog import entries
+
+    document = [asdict(entry) for entry in entries()]
+    lines = [
+        f"{entry.name:20} {entry.task:26} {entry.role:18} {entry.metric:12} "
+        f"{', '.join(entry.files)}"
+        for entry in entries()
+    ]
+    return _say(parsed, document, "\n".join(lines))
+
+
+def _toy(parsed: argparse.Namespace) -> int:
+    from ibtrain.data.toy import write_toy
+
+    counts = write_toy(parsed.directory, seed=parsed.seed)
+    lines = [f"  {name:24} {count:>7,}" for name, count in counts.items()]
+    return _say(parsed, counts, f"toy world in {parsed.directory}\n" + "\n".join(lines))
+
+
+def _prepare(parsed: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from ibtrain.data.shards import prepare
+
+    report = prepare(
+        parsed.dataset,
+        parsed.raw,
+        parsed.out,
+        split=parsed.split,
+        workers=parsed.workers,
+        progress=sys.stderr.isatty(),
+    )
+    dropped = ", ".join(f"{count:,} {reason}" for reason, count in report.dropped.items())
+    document = asdict(report) | {
+        "dropped": sum(report.dropped.values()),
+        "dropped_by_reason": report.dropped,
+    }
+    return _say(
+        parsed,
+        document,
+        f"{parsed.dataset}: {report.written:,} records in {report.shards} shards at {parsed.out}; "
+        f"dropped {dropped or 'none'}; {report.quarantined:,} quarantined",
+    )
+
+
+def _mixture(parsed: argparse.Namespace) -> int:
+    from ibtrain.config import load_recipe
+    from ibtrain.data.mixture import resolve_mixture
+
+    recipe = load_recipe(parsed.recipe, parsed.overrides)
+    mixture = resolve_mixture(recipe.data, recipe.training.global_batch)
+    rows = [
+        {
+            "name": dataset.name,
+            "size": dataset.size,
+            "weight": dataset.weight,
+            "share": dataset.share,
+            "samples_per_epoch": dataset.samples_per_epoch,
+        }
+        for dataset in mixture.datasets
+    ]
+    lines = [f"{'dataset':20} {'size':>10} {'share':>8} {'samples per epoch':>18} {'epochs':>7}"]
+    lines += [
+        f"{dataset.name:20} {dataset.size:>10,} {dataset.share:>8.2%} "
+        f"{dataset.samples_per_epoch:>18,.1f} {dataset.samples_per_epoch / dataset.size:>7.2f}"
+        for dataset in mixture.datasets
+    ]
+    return _say(parsed, {"datasets": rows}, "\n".join(lines))
+
+
+def _add_train(verbs: Any) -> None:
+    verb = _verb(verbs, "train", _train, "train a recipe, from the beginning or where it stopped")
+    verb.add_argument("recipe", metavar="RECIPE")
+    verb.add_argument("overrides", nargs="*", metavar="key=value")
+
+
+def _train(parsed: argparse.Namespace) -> int:
+    from ibtrain.config import load_recipe
+
+    recipe = load_recipe(parsed.recipe, parsed.overrides)
+    from ibtrain.training.loop import train
+
+    result = train(recipe)
+    if _rank() == 0:
+        state = "interrupted after" if result.interrupted else "done:"
+        _say(
+            parsed,
+            {"run": str(result.run), "step": result.step, "interrupted": result.interrupted},
+            f"{state} step {result.step}, run directory {result.run}",
+        )
+    return INTERRUPTED if result.interrupted else SUCCESS
+
+
+def _add_ask(verbs: Any) -> None:
+    verb = _verb(verbs, "ask", _ask, "generate an answer")
+    verb.add_argument("model", type=Path, metavar="MODEL")
+    verb.add_argument("--image", type=Path, action="append", required=True, metavar="F")
+    verb.add_argument("--prompt", required=True, metavar="TEXT")
+    verb.add_argument("--beams", type=int, default=5)
+    verb.add_argument("--max-new-tokens", type=int, default=256)
+    verb.add_argument("--min-new-tokens", type=int, default=1)
+    verb.add_argument("--repetition-penalty", type=float, default=1.5)
+    verb.add_argument("--length-penalty", type=float, default=1.0)
+    verb.add_argument("--sample", action="store_true")
+    verb.add_argument("--temperature", type=float, default=1.0)
+    verb.add_argument("--top-p", type=float, default=0.9)
+    verb.add_argument("--seed", type=int, default=0)
+
+
+def _ask(parsed: argparse.Namespace) -> int:
+    from ibtrain.evaluation.decoding import DecodingSettings, generate
+    from ibtrain.model.opening import open_model
+
+    settings = DecodingSettings(
+        beams=parsed.beams,
+        max_new_tokens=parsed.max_new_tokens,
+        min_new_tokens=parsed.min_new_tokens,
+        repetition_penalty=parsed.repetition_penalty,
+        length_penalty=parsed.length_penalty,
+        sample=parsed.sample,
+        temperature=parsed.temperature,
+        top_p=parsed.top_p,
+        seed=parsed.seed,
+    )
+    images = [image.read_bytes() for image in parsed.image]
+    answer = generate(open_model(parsed.model), [images], [parsed.prompt], settings)[0]
+    return _say(parsed, {"answer": answer}, answer)
+
+
+def _add_evaluate(verbs: Any) -> None:
+    verb = _verb(verbs, "evaluate", _evaluate, "score a model on prepared benchmarks")
+    verb.add_argument("model", type=Path, metavar="MODEL")
+    verb.add_argument(
+        "--data", type=Path, required=True, metavar="DIR", help="holds one directory per benchmark"
+    )
+    verb.add_argument(
+        "--benchmark", action="append", metavar="NAME", help="default: every one found in DIR"
+    )
+    verb.add_argument("--out", type=Path, required=True, metavar="DIR")
+    verb.add_argument("--batch-size", type=int, default=32, metavar="N")
+    verb.add_argument("--limit", type=int, metavar="N", help="only the first N questions")
+    verb.add_argument(
+        "--shuffle-images",
+        action="store_true",
+        help="give every question another question's image, to see what the image is worth",
+    )
+
+
+def _evaluate(parsed: argparse.Namespace) -> int:
+    from ibtrain.evaluation.run import evaluate_benchmarks
+
+    results = evaluate_benchmarks(
+        parsed.model,
+        parsed.data,
+        parsed.benchmark,
+        parsed.out,
+        batch_size=parsed.batch_size,
+        limit=parsed.limit,
+        shuffle_images=parsed.shuffle_images,
+    )
+    lines = [
+        f"{name:24} {row['metric']:12} {100 * row['value']:6.2f}  "
+        f"[{100 * row['interval'][0]:.2f}, {100 * row['interval'][1]:.2f}]  n={row['n']}"
+        for name, row in results["benchmarks"].items()
+    ]
+    return _say(parsed, results, "\n".join([*lines, f"written to {parsed.out}"]))
+
+
+def _add_export(verbs: Any) -> None:
+    verb = _verb(verbs, "export", _export, "write a run in a format that other programs load")
+    verb.add_argument("model", type=Path, metavar="RUN_OR_STEP")
+    verb.add_argument("--to", choices=["hf"], required=True)
+    verb.add_argument("--out", type=Path, required=True, metavar="DIR")
+
+
+def _export(parsed: argparse.Namespace) -> int:
+    from ibtrain.export.huggingface import export_huggingface
+
+    report = export_huggingface(parsed.model, parsed.out)
+    error = report.proof["max_abs_logit_error"]
+    return _say(
+        parsed,
+        {"directory": str(report.directory), "proof": report.proof},
+        f"{report.directory}: opened with transformers, largest logit difference {error:.1e}",
+    )

@@ -1,0 +1,243 @@
+"""A recipe: the typed configuration of a run, read from YAML with `key=value` overrides.
+
+Unknown keys are refused and the nearest known one is named. Paths are relative to the working
+directory; `${root}` stands for the recipe's `root`.
+"""
+
+import difflib
+import types
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from yaml import YAMLError
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be used: says which key, what was found and what to do."""
+
+
+class Section(BaseModel):
+    """What all sections share: no unknown keys, no changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class TrainParts(Section):
+    """What is trained. The vision tower's final LayerNorm counts with the Q-Former."""
+
+    vision: Literal["frozen", "full"] = "frozen"
+    qformer: Literal["frozen", "full"] = "full"
+    projection: Literal["frozen", "full"] = "full"
+    language: Literal["frozen", "full"] = "frozen"
+
+    @model_validator(mode="after")
+    def _something_is_trained(self) -> "TrainParts":
+        if "full" not in self.model_dump().values():
+            raise ValueError("every part is frozen: set at least one of them to full")
+        return self
+
+
+class RandomBase(Section):
+    """A base that does not exist yet: random weights of a given architecture."""
+
+    processor: Path
+    """Directory with both tokenizers and the image processor (InstructBlipProcessor's layout)."""
+    initializer_range: float = Field(default=0.02, gt=0)
+    vision: dict[str, Any]
+    qformer: dict[str, Any]
+    language: dict[str, Any]
+    num_query_tokens: int = Field(default=32, ge=1)
+
+
+class ModelSection(Section):
+    """The model that training starts from; exactly one of `base` and `random_base`."""
+
+    base: Path | None = None
+    """A directory in transformers' InstructBLIP format."""
+    random_base: RandomBase | None = None
+    instruction_aware: bool = True
+    train_parts: TrainParts = TrainParts()
+    precision: Literal["bf16", "fp32"] = "bf16"
+    gradient_checkpointing: bool = False
+
+    @model_validator(mode="after")
+    def _one_base(self) -> "ModelSection":
+        if (self.base is None) == (self.random_base is None):
+            raise ValueError("give exactly one of base and random_base")
+        return self
+
+
+class MixtureEntry(Section):
+    """One prepared dataset. `factor` multiplies its balanced weight."""
+
+    dataset: str
+    path: Path
+    factor: float = Field(default=1.0, gt=0)
+
+
+class DataSection(Section):
+    """What is read and how."""
+
+    mixture: tuple[MixtureEntry, ...] = Field(min_length=1)
+    balance: Literal["sqrt", "proportional", "uniform"] = "sqrt"
+    epoch_samples: int | None = Field(default=None, ge=1)
+    """Samples drawn per epoch; default: as many as the datasets hold together."""
+    image_size: int = Field(default=224, ge=8)
+    augmentation: Literal["resize", "crop", "crop_flip"] = "crop_flip"
+    max_instruction_tokens: int = Field(default=128, ge=8)
+    max_answer_tokens: int = Field(default=256, ge=1)
+    workers: int = Field(default=4, ge=0)
+    cache: Path | None = None
+    """Where shards are unpacked to; default: cache/ in the run directory."""
+
+    @model_validator(mode="after")
+    def _named_once(self) -> "DataSection":
+        names = [entry.dataset for entry in self.mixture]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"mixture names {twice[0]!r} twice")
+        return self
+
+
+class TrainingSection(Section):
+    """Steps, batch and optimizer (AdamW; linear warm-up, cosine decay)."""
+
+    steps: int = Field(ge=1)
+    global_batch: int = Field(ge=1)
+    micro_batch: int = Field(ge=1)
+    learning_rate: float = Field(default=1e-5, gt=0)
+    warmup_steps: int = Field(default=1000, ge=0)
+    warmup_start: float = Field(default=1e-8, ge=0)
+    min_learning_rate: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.05, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    gradient_clip: float = Field(default=0.0, ge=0)
+    """Maximal global gradient norm; 0 turns clipping off (as the paper)."""
+    log_every: int = Field(default=10, ge=1)
+
+
+class CheckpointSection(Section):
+    """When checkpoints are written and how many are kept."""
+
+    every: int = Field(default=1000, ge=1)
+    keep: int = Field(default=3, ge=1)
+    resume_from: str | None = None
+    """A step directory's name (step-00003000) to go on from instead of the latest."""
+    accept_changed_data: bool = False
+    """Go on although the mixture, its order or its shards changed since the checkpoint."""
+
+
+class Recipe(Section):
+    """Everything that determines a run."""
+
+    name: str
+    root: Path = Path()
+    output: Path
+    seed: int = Field(default=0, ge=0)
+    sharding: str = "zero3"
+    """A file of ds_configs/ by its name, or the path of a DeepSpeed JSON."""
+    model: ModelSection
+    data: DataSection
+    training: TrainingSection
+    checkpoint: CheckpointSection = CheckpointSection()
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Names and files of the recipes that come with the package."""
+    return {file.stem: file for file in sorted(RECIPES.glob("*.yaml"))}
+
+
+def recipe_path(name_or_path: str) -> Path:
+    """The file of a shipped recipe's name or of a path.
+
+    Raises:
+        RecipeError: when there is neither.
+    """
+    shipped = shipped_recipes()
+    if name_or_path in shipped:
+        return shipped[name_or_path]
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    near = difflib.get_close_matches(name_or_path, shipped, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise RecipeError(
+        f"no recipe {name_or_path!r}: it is neither a file nor a shipped recipe; {hint}"
+        f"shipped are {', '.join(shipped)}"
+    )
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe and applies `key=value` overrides (dotted keys, YAML values).
+
+    Raises:
+        RecipeError: with every fault found, one line each.
+    """
+    path = recipe_path(name_or_path)
+    for override in overrides:
+        if "=" not in override:
+            raise RecipeError(
+                f"override {override!r} is not of the form key=value "
+                "(for example training.steps=100)"
+            )
+    try:
+        loaded = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        values = OmegaConf.to_container(loaded, resolve=True)
+    except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} cannot be read as a recipe: {error}") from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path} is not a mapping of keys to values")
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        faults = [_describe(fault) for fault in error.errors()]
+        raise RecipeError("\n".join(f"{path}: {fault}" for fault in faults)) from error
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML; loading it again gives an equal recipe."""
+    text: str = OmegaConf.to_yaml(OmegaConf.create(recipe.model_dump(mode="json")))
+    return text
+
+
+def _describe(fault: Any) -> str:
+    key = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        known = _known_keys(fault["loc"][:-1])
+        near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+        return f"unknown key {key!r}; {hint}"
+    if fault["type"] == "missing":
+        return f"the key {key!r} is missing"
+    message = fault["msg"].removeprefix("Value error, ")
+    found = "" if isinstance(fault["input"], dict | BaseModel) else f", found {fault['input']!r}"
+    return f"{key}: {message}{found}"
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    """Field names of the section at `location`."""
+    section: type[BaseModel] = Recipe
+    for part in location:
+        if isinstance(part, int):
+            continue
+        nested = _section_in(section.model_fields[part].annotation)
+        assert nested is not None, location
+        section = nested
+    return list(section.model_fields)
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        return annotation if issubclass(annotation, BaseModel) else None
+    if get_origin(annotation) is not None:
+        for argument in get_args(annotation):
+            found = _section_in(argument)
+            if found is not None:
+                return found
+    return None

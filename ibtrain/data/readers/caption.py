@@ -1,0 +1,89 @@
+"""COCO Caption in Karpathy's split: his own `dataset_coco.json`, or LAVIS's list per split.
+
+For training each caption is an example; otherwise each image is one, with all its captions as
+references. The id is COCO's number of the image and, for training, the caption's place among the
+image's own.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from ibtrain.data.catalog import DatasetEntry
+from ibtrain.data.readers.fields import (
+    Rejected,
+    Row,
+    Unused,
+    each,
+    load_json,
+    load_object,
+    numbered,
+)
+from ibtrain.data.readers.files import Images, annotation_files, coco_number
+from ibtrain.data.records import Answer, Example
+
+
+def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejected]:
+    """Examples of a split; `restval` counts as train, as in the split's usual use."""
+    (path,) = annotation_files(raw, split, entry)
+    images = Images(raw, entry)
+    if path.name == "dataset_coco.json":
+        yield from _read_karpathy(path, split, entry, images)
+    else:
+        yield from _read_lavis(path, split, entry, images)
+
+
+def _examples(
+    entry: DatasetEntry, split: str, name: str, image: Path, texts: list[str], first: int
+) -> Iterable[Example]:
+    captions = [text.strip() for text in texts if text.strip()]
+    if not captions:
+        raise Unused("no caption")
+    identity = coco_number(name) or name
+    details = {"image_id": identity}
+    answers = tuple(Answer(caption) for caption in captions)
+    if split != "train":
+        yield Example(entry.name, "captioning", identity, image, answers, details=details)
+        return
+    for index, answer in enumerate(answers, start=first):
+        yield Example(
+            entry.name, "captioning", f"{identity}-{index}", image, (answer,), details=details
+        )
+
+
+def _read_karpathy(
+    path: Path, split: str, entry: DatasetEntry, images: Images
+) -> Iterator[Example | Rejected]:
+    wanted = {"train", "restval"} if split == "train" else {split}
+
+    def make(row: Row) -> Iterable[Example]:
+        if row.text("split") not in wanted:
+            return ()
+        name = f"{row.text('filepath')}/{row.text('filename')}"
+        sentences = row.rows("sentences")
+        texts = [sentence.text("raw") for sentence in sentences if not sentence.blank("raw")]
+        return _examples(entry, split, name, images.named(name), texts, 0)
+
+    content = Row(load_object(path), path.name)
+    yield from each(numbered(path, content.entries("images")), make)
+
+
+def _read_lavis(
+    path: Path, split: str, entry: DatasetEntry, images: Images
+) -> Iterator[Example | Rejected]:
+    """Train: {"image", "caption", "image_id"} per caption; else "caption" is the image's list."""
+    seen: Counter[str] = Counter()
+
+    def make(row: Row) -> Iterable[Example]:
+        name = row.text("image")
+        image = images.named(name)
+        if row.has("caption") and row.blank("caption"):
+            raise Unused("no caption")
+        texts = [row.text("caption")] if split == "train" else row.texts("caption")
+        seen[name] += 1
+        return _examples(entry, split, name, image, texts, seen[name] - 1)
+
+    content = load_json(path)
+    if not isinstance(content, list):
+        raise ValueError(f"{path}: expected a list of captions at the top")
+    yield from each(numbered(path, content), make)

@@ -1,0 +1,109 @@
+"""Where annotation files and images of a raw directory are; images never outside their folder."""
+
+import os
+import re
+from functools import cache
+from pathlib import Path, PurePosixPath
+
+from ibtrain.data.catalog import DatasetEntry
+from ibtrain.data.readers.fields import FieldError
+
+_COCO_FOLDERS = ("train2014", "val2014", "test2014", "test2015", "train2017", "val2017", "test2017")
+_COCO_NUMBER = re.compile(r"(?:COCO_[a-z]+\d{4}_)?0*(\d{1,12})\.jpg")
+
+
+def annotation_files(raw: Path, split: str, entry: DatasetEntry) -> tuple[Path, ...]:
+    """The annotation files of a split: the first alternative that is wholly there.
+
+    Raises:
+        ValueError: unknown split, no such directory, or no alternative is complete.
+    """
+    if split not in entry.split_files:
+        raise ValueError(
+            f"{entry.name} has no split {split!r}; there are {', '.join(entry.splits)}"
+        )
+    if not raw.is_dir():
+        raise ValueError(f"the raw directory {raw} of {entry.name} is not there")
+    for names in entry.split_files[split]:
+        found = [_locate(raw, name) for name in names]
+        paths = tuple(path for path in found if path is not None)
+        if len(paths) == len(names):
+            return paths
+    wanted = ", or ".join(" and ".join(names) for names in entry.split_files[split])
+    raise ValueError(
+        f"{raw} lacks the annotations of {entry.name} ({split}): {wanted}, there or in "
+        f"annotations/. Get them from {entry.source}"
+    )
+
+
+def _locate(raw: Path, name: str) -> Path | None:
+    for path in (raw / name, raw / "annotations" / name):
+        if path.is_file():
+            return path
+    return None
+
+
+class Images:
+    """The image files of a dataset. Names come from annotations, so they are not trusted."""
+
+    def __init__(self, raw: Path, entry: DatasetEntry) -> None:
+        self._roots = [Path(os.path.normpath(raw.absolute() / root)) for root in entry.image_roots]
+        self._find = cache(self._find_uncached)
+
+    def named(self, name: str) -> Path:
+        """The image at the relative path `name`.
+
+        Raises:
+            FieldError: the path leaves the image folder, or no such file is there.
+        """
+        _check_inside(name)
+        return self._existing((name,), name)
+
+    def coco(self, number: str) -> Path:
+        """The COCO image of that number, of whatever year and split is on disk."""
+        if not (number.isascii() and number.isdigit() and len(number) <= 12):
+            raise FieldError(f"{number!r} is no COCO image number")
+        padded = number.zfill(12)
+        names = tuple(
+            f"{folder}/{padded}.jpg"
+            if folder.endswith("7")
+            else f"{folder}/COCO_{folder}_{padded}.jpg"
+            for folder in _COCO_FOLDERS
+        )
+        return self._existing(names, f"COCO image {number}")
+
+    def named_or_coco(self, name: str) -> Path:
+        """The image at `name`, else the COCO image whose number the name ends in."""
+        _check_inside(name)
+        found = self._find((name,))
+        if found is not None:
+            return found
+        number = coco_number(name)
+        return self.coco(number) if number is not None else self.named(name)
+
+    def _existing(self, names: tuple[str, ...], what: str) -> Path:
+        found = self._find(names)
+        if found is None:
+            folders = ", ".join(str(root) for root in self._roots)
+            raise FieldError(f"no image {what}; looked in {folders}")
+        return found
+
+    def _find_uncached(self, names: tuple[str, ...]) -> Path | None:
+        for root in self._roots:
+            for name in names:
+                path = root / name
+                if path.is_file():
+                    return path
+        return None
+
+
+def _check_inside(name: str) -> None:
+    parts = PurePosixPath(name).parts
+    if name.startswith("/") or ".." in parts or "\\" in name or "\0" in name or len(name) > 1000:
+        raise FieldError(f"the image path {name[:200]!r} leaves the image folder")
+
+
+def coco_number(name: str) -> str | None:
+    """The number in a COCO file name (of 2014 or 2017), without leading zeros, if it is one."""
+    match = _COCO_NUMBER.fullmatch(PurePosixPath(name).name)
+    return match.group(1) if match else None

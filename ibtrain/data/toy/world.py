@@ -1,0 +1,370 @@
+"""The rendered world: scenes of shapes, colours, positions and words, and true text about them.
+
+A scene is a 2x2 grid of quadrants; one to three objects stand in quadrants of their own, and now
+and then a word is drawn in a free one. Nothing here knows of annotation files (see layouts.py), and
+everything is a function of the random generator passed in.
+
+Four of the 24 (color, shape) pairs are held out: they occur in no training image and no training
+text, while each color and each shape does occur in training. A model that binds the two attributes
+answers for unseen pairs as well.
+"""
+
+from dataclasses import dataclass
+from itertools import combinations
+from random import Random
+
+from PIL import Image, ImageDraw, ImageFont
+
+IMAGE_SIZE = 48  # pixels, both sides
+QUADRANT_SIZE = IMAGE_SIZE // 2
+COLORS: dict[str, tuple[int, int, int]] = {
+    "red": (225, 40, 40),
+    "green": (40, 190, 60),
+    "blue": (55, 95, 250),
+    "yellow": (240, 220, 40),
+    "purple": (175, 60, 215),
+    "white": (240, 240, 240),
+}
+SHAPES = ("circle", "square", "triangle", "cross")
+WORDS = ("cat", "dog", "sun", "key", "map", "box", "ice", "leg")
+POSITIONS = ("top left", "top right", "bottom left", "bottom right")
+KINDS = ("color", "shape", "count", "exists", "position", "relation", "word")
+HELD_OUT_PAIRS = frozenset(
+    {("red", "triangle"), ("green", "cross"), ("blue", "circle"), ("yellow", "square")}
+)
+WORD_SHARE = 0.5
+_OVERSAMPLING = 4
+_PAIRS = tuple((color, shape) for color in COLORS for shape in SHAPES)
+_TRAINING_PAIRS = tuple(pair for pair in _PAIRS if pair not in HELD_OUT_PAIRS)
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object; `quadrant` indexes POSITIONS."""
+
+    color: str
+    shape: str
+    quadrant: int
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        """The combination of attributes that may be held out."""
+        return (self.color, self.shape)
+
+    @property
+    def name(self) -> str:
+        """For example "red circle"."""
+        return f"{self.color} {self.shape}"
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word drawn as text; `quadrant` indexes POSITIONS."""
+
+    text: str
+    quadrant: int
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is in an image; sizes and places within a quadrant are chosen when it is rendered."""
+
+    objects: tuple[Thing, ...]
+    word: Word | None = None
+
+    @property
+    def held_out(self) -> bool:
+        """Whether some object has a held-out pair."""
+        return any(thing.pair in HELD_OUT_PAIRS for thing in self.objects)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with one right answer, four choices that hold it, and the answer as a sentence."""
+
+    kind: str
+    question: str
+    answer: str
+    choices: tuple[str, ...]
+    full_answer: str
+
+
+def sample_scene(random: Random, *, held_out: bool) -> Scene:
+    """Draws a scene of one to three objects.
+
+    With `held_out` at least one object has a held-out pair and the others have any; without, every
+    object has a pair of training.
+    """
+    count = random.choice((1, 2, 2, 3, 3))
+    quadrants = random.sample(range(len(POSITIONS)), count + 1)
+    pairs = [random.choice(_PAIRS if held_out else _TRAINING_PAIRS) for _ in range(count)]
+    if held_out:
+        pairs[0] = random.choice(sorted(HELD_OUT_PAIRS))
+    objects = tuple(
+        Thing(color, shape, quadrant)
+        for (color, shape), quadrant in zip(pairs, quadrants, strict=False)
+    )
+    word = Word(random.choice(WORDS), quadrants[-1]) if random.random() < WORD_SHARE else None
+    return Scene(objects, word)
+
+
+def render(scene: Scene, random: Random) -> Image.Image:
+    """Draws the scene as an RGB image of IMAGE_SIZE x IMAGE_SIZE pixels."""
+    background = tuple(random.randint(12, 48) for _ in range(3))
+    large = Image.new("RGB", (IMAGE_SIZE * _OVERSAMPLING,) * 2, background)
+    draw = ImageDraw.Draw(large)
+    for thing in scene.objects:
+        _draw_thing(draw, thing, random)
+    image = large.reduce(_OVERSAMPLING)
+    if scene.word is not None:
+        _draw_word(image, scene.word, random)
+    return image
+
+
+def _corner(quadrant: int, width: int, height: int, random: Random) -> tuple[int, int]:
+    row, column = divmod(quadrant, 2)
+    left = column * QUADRANT_SIZE + random.randint(2, QUADRANT_SIZE - width - 2)
+    top = row * QUADRANT_SIZE + random.randint(2, QUADRANT_SIZE - height - 2)
+    return left, top
+
+
+def _draw_thing(draw: ImageDraw.ImageDraw, thing: Thing, random: Random) -> None:
+    size = random.randint(13, 18)
+    left, top = (value * _OVERSAMPLING for value in _corner(thing.quadrant, size, size, random))
+    side = size * _OVERSAMPLING - 1
+    right, bottom = left + side, top + side
+    red, green, blue = (
+        max(0, min(255, level + random.randint(-12, 12))) for level in COLORS[thing.color]
+    )
+    fill = (red, green, blue)
+    if thing.shape == "circle":
+        draw.ellipse((left, top, right, bottom), fill=fill)
+    elif thing.shape == "square":
+        draw.rectangle((left, top, right, bottom), fill=fill)
+    elif thing.shape == "triangle":
+        draw.polygon([(left + side // 2, top), (left, bottom), (right, bottom)], fill=fill)
+    else:
+        arm = side * 3 // 10
+        middle = side // 2
+        draw.rectangle((left + middle - arm // 2, top, left + middle + arm // 2, bottom), fill=fill)
+        draw.rectangle((left, top + middle - arm // 2, right, top + middle + arm // 2), fill=fill)
+
+
+def _draw_word(image: Image.Image, word: Word, random: Random) -> None:
+    font = ImageFont.load_default_imagefont()
+    text = word.text.upper()
+    left, top, right, bottom = font.getbbox(text)
+    corner = _corner(word.quadrant, int(right - left), int(bottom - top), random)
+    level = random.randint(215, 255)
+    ImageDraw.Draw(image).text(corner, text, fill=(level, level, level), font=font)
+
+
+def questions(scene: Scene, random: Random) -> list[Question]:
+    """At most one question of every kind, in random order; only those with one right answer."""
+    makers = (_color, _shape, _count, _exists, _position, _relation, _word)
+    asked = [question for maker in makers if (question := maker(scene, random)) is not None]
+    random.shuffle(asked)
+    return asked
+
+
+def _choices(answer: str, others: tuple[str, ...], random: Random) -> tuple[str, ...]:
+    chosen = [answer, *random.sample([other for other in others if other != answer], 3)]
+    random.shuffle(chosen)
+    return tuple(chosen)
+
+
+def _yes_no(answer: bool, random: Random) -> tuple[str, tuple[str, ...]]:
+    word = "yes" if answer else "no"
+    return word, _choices(word, ("yes", "no", "maybe", "neither"), random)
+
+
+def _pick(things: list[Thing], random: Random) -> Thing | None:
+    """One of `things`, rather one with a held-out pair, so that such get asked about."""
+    held_out = [thing for thing in things if thing.pair in HELD_OUT_PAIRS]
+    return random.choice(held_out or things) if things else None
+
+
+def _only(scene: Scene, attribute: str) -> list[Thing]:
+    """The objects that no other shares `attribute` with."""
+    values = [getattr(thing, attribute) for thing in scene.objects]
+    return [thing for thing in scene.objects if values.count(getattr(thing, attribute)) == 1]
+
+
+def _color(scene: Scene, random: Random) -> Question | None:
+    thing = _pick(_only(scene, "shape"), random)
+    if thing is None:
+        return None
+    return Question(
+        "color",
+        f"What color is the {thing.shape}?",
+        thing.color,
+        _choices(thing.color, tuple(COLORS), random),
+        f"The {thing.shape} is {thing.color}.",
+    )
+
+
+def _shape(scene: Scene, random: Random) -> Question | None:
+    thing = _pick(_only(scene, "color"), random)
+    if thing is None:
+        return None
+    return Question(
+        "shape",
+        f"What shape is the {thing.color} object?",
+        thing.shape,
+        _choices(thing.shape, SHAPES, random),
+        f"The {thing.color} object is a {thing.shape}.",
+    )
+
+
+def _count(scene: Scene, random: Random) -> Question:
+    if random.random() < 0.5:
+        number, noun = len(scene.objects), "object"
+    else:
+        # the number is drawn before the shape: shapes alone would make "0" the answer to most
+        by_number: dict[int, list[str]] = {}
+        for shape in SHAPES:
+            number = sum(thing.shape == shape for thing in scene.objects)
+            by_number.setdefault(number, []).append(shape)
+        number = random.choice(sorted(by_number))
+        noun = random.choice(by_number[number])
+    plural = "crosses" if noun == "cross" else f"{noun}s"
+    return Question(
+        "count",
+        f"How many {plural} are there?",
+        str(number),
+        _choices(str(number), ("0", "1", "2", "3"), random),
+        f"There is 1 {noun}." if number == 1 else f"There are {number} {plural}.",
+    )
+
+
+def _exists(scene: Scene, random: Random) -> Question:
+    present = {thing.pair for thing in scene.objects}
+    there = random.random() < 0.5
+    if there:
+        color, shape = random.choice(sorted(present))
+    else:
+        allowed = _PAIRS if scene.held_out else _TRAINING_PAIRS
+        colors, shapes = ({pair[index] for pair in present} for index in (0, 1))
+        absent = [pair for pair in allowed if pair not in present]
+        hard = [pair for pair in absent if pair[0] in colors and pair[1] in shapes]
+        near = [pair for pair in absent if pair[0] in colors or pair[1] in shapes]
+        color, shape = random.choice(hard or near)
+    answer, choices = _yes_no(there, random)
+    sentence = f"there is {'a' if there else 'no'} {color} {shape}."
+    return Question(
+        "exists",
+        f"Is there a {color} {shape}?",
+        answer,
+        choices,
+        f"{answer.capitalize()}, {sentence}",
+    )
+
+
+def _position(scene: Scene, random: Random) -> Question | None:
+    thing = _pick(_only(scene, "name"), random)
+    if thing is None:
+        return None
+    answer = POSITIONS[thing.quadrant]
+    return Question(
+        "position",
+        f"Where is the {thing.name}?",
+        answer,
+        _choices(answer, POSITIONS, random),
+        f"The {thing.name} is at the {answer}.",
+    )
+
+
+def _side(first: Thing, second: Thing, relation: str) -> int:
+    """-1 where first is left of (above) second, 1 where it is right (below), 0 where neither."""
+    axis = 1 if relation == "left of" else 0
+    places = divmod(first.quadrant, 2)[axis], divmod(second.quadrant, 2)[axis]
+    return (places[0] > places[1]) - (places[0] < places[1])
+
+
+def _relations(things: list[Thing]) -> list[tuple[Thing, str, Thing]]:
+    """Every true "first is left of / above second" among `things`."""
+    true = []
+    for pair in combinations(things, 2):
+        for relation in ("left of", "above"):
+            side = _side(*pair, relation)
+            if side:
+                first, second = pair if side < 0 else reversed(pair)
+                true.append((first, relation, second))
+    return true
+
+
+def _relation(scene: Scene, random: Random) -> Question | None:
+    true = _relations(_only(scene, "shape"))
+    if not true:
+        return None
+    first, relation, second = random.choice(true)
+    holds = random.random() < 0.5
+    if not holds:
+        first, second = second, first
+    answer, choices = _yes_no(holds, random)
+    verb = "is" if holds else "is not"
+    return Question(
+        "relation",
+        f"Is the {first.shape} {relation} the {second.shape}?",
+        answer,
+        choices,
+        f"{answer.capitalize()}, the {first.shape} {verb} {relation} the {second.shape}.",
+    )
+
+
+def _word(scene: Scene, random: Random) -> Question | None:
+    if scene.word is None:
+        return None
+    text = scene.word.text
+    return Question(
+        "word",
+        "What word is written?",
+        text,
+        _choices(text, WORDS, random),
+        f"The word {text} is written.",
+    )
+
+
+def _joined(parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def _listing(scene: Scene, random: Random, *, place_first: bool = False) -> str:
+    """Every object and the word with their positions, in random order."""
+    named = [(f"a {thing.name}", POSITIONS[thing.quadrant]) for thing in scene.objects]
+    if scene.word is not None:
+        named.append((f"the word {scene.word.text}", POSITIONS[scene.word.quadrant]))
+    random.shuffle(named)
+    if place_first:
+        return _joined([f"at the {position} {name}" for name, position in named])
+    return _joined([f"{name} at the {position}" for name, position in named])
+
+
+def _relation_phrase(scene: Scene, random: Random) -> str:
+    true = _relations(_only(scene, "name"))
+    if not true:
+        return ""
+    first, relation, second = random.choice(true)
+    return f", the {first.name} {relation} the {second.name}"
+
+
+def captions(scene: Scene, random: Random) -> list[str]:
+    """Five true captions; each names every object and the word with its position."""
+    count = len(scene.objects)
+    counted = f"{count} object{'' if count == 1 else 's'}"
+    return [
+        _listing(scene, random),
+        f"{counted}: {_listing(scene, random)}",
+        _listing(scene, random) + _relation_phrase(scene, random),
+        _listing(scene, random, place_first=True),
+        f"{counted}: {_listing(scene, random)}{_relation_phrase(scene, random)}",
+    ]
+
+
+def conversation(scene: Scene, random: Random) -> list[tuple[str, str]]:
+    """Two or three (human, assistant) turns in whole sentences, about one scene."""
+    turns = [(asked.question, asked.full_answer) for asked in questions(scene, random)]
+    turns = turns[: random.choice((2, 3))]
+    if random.random() < 0.5:
+        turns[0] = ("What do you see?", f"There is {_listing(scene, random)}.")
+    return turns

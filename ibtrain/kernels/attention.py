@@ -1,0 +1,197 @@
+"""Attention over packed sequences: the one public function of this folder.
+
+A micro-batch is one row of T tokens, the sequences end to end; `cu_query` and `cu_key` [B+1] say
+where each begins. Vision, the Q-Former (self and cross) and the language model all call this.
+
+Shapes: T packed query rows, S packed key rows, B sequences, H query heads, G key heads, K head width.
+"""
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def varlen_attention(
+    query_THK: Tensor,
+    key_SGK: Tensor,
+    value_SGK: Tensor,
+    cu_query: Tensor,
+    cu_key: Tensor,
+    max_query: int,
+    max_key: int,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+) -> Tensor:
+    """softmax(q k^T * scale) v within each sequence; returns [T, H, K].
+
+    Args:
+        query_THK: queries [T, H, K].
+        key_SGK: keys [S, G, K]; H is a multiple of G.
+        value_SGK: values [S, G, K].
+        cu_query: [B+1] cumulative query lengths, from 0 to T.
+        cu_key: [B+1] cumulative key lengths, from 0 to S.
+        max_query: the longest query sequence.
+        max_key: the longest key sequence.
+        causal: bottom-right aligned causal mask.
+        scale: default K ** -0.5.
+        dropout_p: dropout on the attention weights, drawn from torch's generator.
+
+    Returns:
+        [T, H, K]. A row without keys gives 0.
+
+    Raises:
+        ValueError: when shapes, lengths and cumulative lengths do not belong together.
+    """
+    _check(query_THK, key_SGK, value_SGK, cu_query, cu_key)
+    if query_THK.device.type == "cpu":  # elsewhere, reading the lengths would wait for the device
+        _check_lengths("query", cu_query, query_THK.shape[0], max_query)
+        _check_lengths("key", cu_key, key_SGK.shape[0], max_key)
+    sequences = cu_query.numel() - 1
+    uniform = (
+        sequences * max_query == query_THK.shape[0] and sequences * max_key == key_SGK.shape[0]
+    )
+    options: dict[str, Any] = {
+        "dropout_p": dropout_p,
+        "scale": scale,
+        "enable_gqa": query_THK.shape[1] != key_SGK.shape[1],
+    }
+    if uniform and not (causal and max_query != max_key):
+        return _uniform(query_THK, key_SGK, value_SGK, sequences, causal, options)
+    return _padded(
+        query_THK, key_SGK, value_SGK, cu_query, cu_key, max_query, max_key, causal, options
+    )
+
+
+def _check(
+    query_THK: Tensor, key_SGK: Tensor, value_SGK: Tensor, cu_query: Tensor, cu_key: Tensor
+) -> None:
+    if key_SGK.shape != value_SGK.shape or query_THK.shape[-1] != key_SGK.shape[-1]:
+        raise ValueError(
+            f"query {tuple(query_THK.shape)}, key {tuple(key_SGK.shape)} and value "
+            f"{tuple(value_SGK.shape)} do not fit: key and value must have the same shape, "
+            "and all three the same head width"
+        )
+    if key_SGK.shape[1] == 0 or query_THK.shape[1] % key_SGK.shape[1]:
+        raise ValueError(
+            f"{query_THK.shape[1]} query heads are not a multiple of {key_SGK.shape[1]} key heads"
+        )
+    if cu_query.numel() != cu_key.numel():
+        raise ValueError(
+            f"cu_query names {cu_query.numel() - 1} sequences and cu_key {cu_key.numel() - 1}; "
+            "they must name the same ones"
+        )
+
+
+def _check_lengths(name: str, cumulative: Tensor, rows: int, longest: int) -> None:
+    values = cumulative.tolist()
+    if not values or values[0] != 0 or values[-1] != rows or values != sorted(values):
+        raise ValueError(f"cu_{name} must rise from 0 to {rows}, the packed rows; got {values}")
+    found = max((after - before for before, after in pairwise(values)), default=0)
+    if found > longest:
+        raise ValueError(
+            f"max_{name} is {longest}, and cu_{name} {values} has a sequence of {found} rows"
+        )
+
+
+def _uniform(
+    query_THK: Tensor,
+    key_SGK: Tensor,
+    value_SGK: Tensor,
+    sequences: int,
+    causal: bool,
+    options: dict[str, Any],
+) -> Tensor:
+    """All sequences are equally long: packing is a reshape and no mask is needed."""
+    query, key, value = (
+        rows.unflatten(0, (sequences, rows.shape[0] // sequences if sequences else 0)).transpose(
+            1, 2
+        )
+        for rows in (query_THK, key_SGK, value_SGK)
+    )
+    out = functional.scaled_dot_product_attention(query, key, value, is_causal=causal, **options)
+    return out.transpose(1, 2).flatten(0, 1)
+
+
+def _padded(
+    query_THK: Tensor,
+    key_SGK: Tensor,
+    value_SGK: Tensor,
+    cu_query: Tensor,
+    cu_key: Tensor,
+    max_query: int,
+    max_key: int,
+    causal: bool,
+    options: dict[str, Any],
+) -> Tensor:
+    """Sequences of different lengths: laid out in a padded block for SDPA and taken back."""
+    sequences = cu_query.numel() - 1
+    query_slots = _slots(cu_query, max_query, query_THK.shape[0])
+    key_slots = query_slots if cu_key is cu_query else _slots(cu_key, max_key, key_SGK.shape[0])
+    query = _Pad.apply(query_THK, query_slots, sequences * max_query)
+    key = _Pad.apply(key_SGK, key_slots, sequences * max_key)
+    value = _Pad.apply(value_SGK, key_slots, sequences * max_key)
+
+    column = torch.arange(max_key, device=query.device)
+    key_length_B = cu_key.diff()
+    seen = (column < key_length_B[:, None])[:, None, None, :]
+    if causal:
+        row = torch.arange(max_query, device=query.device)
+        last_seen_Bq = row + (key_length_B - cu_query.diff())[:, None]
+        seen = seen & (column <= last_seen_Bq[:, :, None])[:, None]
+    out = functional.scaled_dot_product_attention(
+        query.unflatten(0, (sequences, max_query)).transpose(1, 2),
+        key.unflatten(0, (sequences, max_key)).transpose(1, 2),
+        value.unflatten(0, (sequences, max_key)).transpose(1, 2),
+        attn_mask=seen,
+        **options,
+    )
+    # A row that sees no key is a softmax over nothing: 0 by definition here.
+    out = out.masked_fill(~seen.any(dim=-1, keepdim=True), 0.0)
+    unpadded: Tensor = _Unpad.apply(out.transpose(1, 2).flatten(0, 1), query_slots)
+    return unpadded
+
+
+def _slots(cumulative: Tensor, longest: int, rows: int) -> Tensor:
+    """For each packed row [T], its place in a padded block of B * longest rows."""
+    lengths_B = cumulative.diff().long()
+    index_B = torch.arange(lengths_B.numel(), device=cumulative.device)
+    sequence_T = torch.repeat_interleave(index_B, lengths_B, output_size=rows)
+    position_T = torch.arange(rows, device=cumulative.device) - cumulative.long()[sequence_T]
+    return sequence_T * longest + position_T
+
+
+class _Pad(torch.autograd.Function):
+    """Rows to their slots in a block of zeros. The backward is a gather: torch's own backward of
+    the equivalent indexing is a scatter-add, several times slower on a CPU."""
+
+    @staticmethod
+    def forward(context: Any, rows: Tensor, slots: Tensor, total: int) -> Tensor:
+        context.save_for_backward(slots)
+        return rows.new_zeros(total, *rows.shape[1:]).index_copy_(0, slots, rows)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Any:
+        (slots,) = context.saved_tensors
+        return gradients[0].index_select(0, slots), None, None
+
+
+class _Unpad(torch.autograd.Function):
+    """The inverse of `_Pad`: slots are distinct, so its backward is a copy, not an addition."""
+
+    @staticmethod
+    def forward(context: Any, block: Tensor, slots: Tensor) -> Tensor:
+        context.save_for_backward(slots)
+        context.total = block.shape[0]
+        return block.index_select(0, slots)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Any:
+        (slots,) = context.saved_tensors
+        gradient = gradients[0]
+        block = gradient.new_zeros(context.total, *gradient.shape[1:])
+        return block.index_copy_(0, slots, gradient), None

@@ -1,0 +1,125 @@
+"""InstructBLIP: vision tower -> Q-Former under the instruction -> projection -> language model.
+
+Parameter names equal transformers' `InstructBlipForConditionalGeneration`.
+
+Shapes: I images, Q query tokens, N image tokens, T packed language-model tokens, V visual rows,
+A answer tokens, D widths.
+"""
+
+from collections.abc import Iterator
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from transformers import InstructBlipConfig
+
+from ibtrain.batch import Batch
+from ibtrain.model.language import (
+    answer_logits,
+    answer_losses,
+    build_language_model,
+    packed_hidden,
+)
+from ibtrain.model.qformer import QFormer
+from ibtrain.model.vision import VisionTower
+
+Part = Literal["vision", "qformer", "projection", "language"]
+PARTS: tuple[Part, ...] = get_args(Part)
+
+
+def part_of(name: str) -> Part:
+    """The trainable part that a parameter belongs to.
+
+    The vision tower's final LayerNorm counts with the Q-Former: it is trained where the encoder is
+    frozen (LAVIS `blip2.py` freezes `visual_encoder` and leaves `ln_vision` trainable).
+    """
+    if name.startswith(("qformer.", "vision_model.post_layernorm.")) or name == "query_tokens":
+        return "qformer"
+    if name.startswith("vision_model."):
+        return "vision"
+    if name.startswith("language_projection."):
+        return "projection"
+    if name.startswith("language_model."):
+        return "language"
+    raise ValueError(f"parameter {name!r} belongs to no part of an InstructBLIP model")
+
+
+class InstructBlip(nn.Module):
+    """The whole model over packed batches.
+
+    Args:
+        config: transformers' configuration of the three parts.
+        instruction_aware: whether the Q-Former reads the instruction; False is the paper's
+            ablation and has no text weights in the Q-Former.
+    """
+
+    def __init__(self, config: InstructBlipConfig, instruction_aware: bool = True):
+        super().__init__()
+        self.config = config
+        self.instruction_aware = instruction_aware
+        config.qformer_config.encoder_hidden_size = config.vision_config.hidden_size
+        self.query_tokens = nn.Parameter(
+            torch.empty(1, config.num_query_tokens, config.qformer_config.hidden_size)
+        )
+        self.vision_model = VisionTower(config.vision_config)
+        self.qformer = QFormer(config.qformer_config, instruction_aware)
+        self.language_projection = nn.Linear(
+            config.qformer_config.hidden_size, config.text_config.hidden_size
+        )
+        self.language_model = build_language_model(config.text_config)
+
+    def visual_tokens(
+        self, pixels_ICHW: Tensor, text_ids_L: Tensor, cu_text_I1: Tensor, max_text: int
+    ) -> Tensor:
+        """Images and their packed instructions -> visual tokens [I, Q, D_language]."""
+        image_IND = self.vision_model(pixels_ICHW)
+        query_IQD = self.qformer(
+            self.query_tokens[0], image_IND, text_ids_L, cu_text_I1, max_text
+        )
+        tokens: Tensor = self.language_projection(query_IQD)
+        return tokens
+
+    def embed(self, batch: Batch) -> Tensor:
+        """The language model's packed input rows [T, D]: token embeddings and visual tokens."""
+        visual_IQD = self.visual_tokens(
+            batch.pixels_ICHW, batch.text_ids_L, batch.cu_text_I1, batch.max_text
+        )
+        embeddings_TD: Tensor = self.language_model.model.embed_tokens(batch.token_ids_T)
+        if batch.visual_rows_V.numel():
+            return embeddings_TD.index_copy(
+                0, batch.visual_rows_V, visual_IQD.flatten(0, 1).to(embeddings_TD.dtype)
+            )
+        # A dummy image: every rank runs every module, and its gradient is exactly zero.
+        return embeddings_TD + 0.0 * visual_IQD.sum()
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Last hidden states [T, D] of the language model."""
+        return packed_hidden(
+            self.language_model,
+            self.embed(batch),
+            batch.positions_T,
+            batch.cu_tokens_B1,
+            batch.max_tokens,
+        )
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Cross-entropy of every answer token [A], fp32; sum and divide as the caller needs."""
+        return answer_losses(
+            self.language_model, self.hidden(batch), batch.answer_rows_A, batch.answer_ids_A
+        )
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Logits [A, vocabulary] that predict the answer tokens, fp32."""
+        return answer_logits(self.language_model, self.hidden(batch), batch.answer_rows_A)
+
+    def train(self, mode: bool = True) -> "InstructBlip":
+        """Training mode, in which frozen parts stay in evaluation mode (no dropout there)."""
+        super().train(mode)
+        for module in (self.vision_model, self.qformer, self.language_model):
+            if not any(parameter.requires_grad for parameter in module.parameters()):
+                module.eval()
+        return self
+
+    def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Named parameters that are trained, in a fixed order."""
+        return ((name, p) for name, p in self.named_parameters() if p.requires_grad)

@@ -1,0 +1,275 @@
+"""The run directory on disk: step directories, manifests, the pointer to the latest, the lock.
+
+    RUN/checkpoints/LATEST  RUN/checkpoints/step-00003000/{trainable,optimizer}.safetensors,
+    state.json, MANIFEST.json
+
+A step directory appears whole or not at all: it is written beside its place, synced, and renamed;
+LATEST is replaced afterwards, atomically. A manifest holds every file's size and SHA-256, and its
+own digest, so that one flipped byte anywhere is found.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "MANIFEST.json"
+LATEST = "LATEST"
+TRAINABLE = "trainable.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+STATE = "state.json"
+STEP_FILES = (TRAINABLE, OPTIMIZER, STATE)
+_STEP_NAME = re.compile(r"step-(\d{8,})")
+_LARGEST_JSON = 64 * 2**20
+
+
+class RunDirectoryError(ValueError):
+    """A run directory that cannot be used as it is; says what was found and what to do."""
+
+
+def checkpoints(run: Path) -> Path:
+    """Where a run's step directories lie."""
+    return run / "checkpoints"
+
+
+def step_name(step: int) -> str:
+    """For example step-00003000."""
+    return f"step-{step:08d}"
+
+
+def step_of(directory: Path) -> int | None:
+    """The step of a step directory's name, None for any other name."""
+    match = _STEP_NAME.fullmatch(directory.name)
+    return int(match.group(1)) if match else None
+
+
+def whole_steps(run: Path) -> list[Path]:
+    """Published step directories in ascending order (not verified)."""
+    folder = checkpoints(run)
+    found = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    return sorted(
+        (path for path in found if step_of(path) is not None), key=lambda path: path.name
+    )
+
+
+def latest_step(run: Path) -> Path | None:
+    """The step directory that LATEST names, None when the run has no checkpoint.
+
+    Raises:
+        RunDirectoryError: when LATEST names something that is not there.
+    """
+    pointer = checkpoints(run) / LATEST
+    if not pointer.is_file():
+        # A kill between the first rename and the first LATEST leaves whole steps and no pointer.
+        steps = whole_steps(run)
+        return steps[-1] if steps else None
+    name = pointer.read_text().strip()
+    directory = checkpoints(run) / name
+    if not _STEP_NAME.fullmatch(name) or not directory.is_dir():
+        raise RunDirectoryError(
+            f"{pointer} names {name!r}, which is not a step directory beside it; write the name of "
+            f"an existing one into it ({_names(whole_steps(run))})"
+        )
+    return directory
+
+
+def _names(steps: list[Path]) -> str:
+    return ", ".join(step.name for step in steps) or "there is none"
+
+
+def sync_directory(directory: Path) -> None:
+    """Makes renames inside `directory` durable."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replaces `path` in one step: a reader sees the old text or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_directory(path.parent)
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def publish_step(run: Path, step: int, write_files: Callable[[Path], None]) -> Path:
+    """Writes a step directory whole: `write_files` fills a temporary directory, which is synced,
+    given a manifest, renamed into place, and then named by LATEST.
+
+    On an error nothing of it stays, and what was there before is untouched.
+
+    Raises:
+        OSError: what `write_files` or the file system raised (a full disk, for example).
+    """
+    folder = checkpoints(run)
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / step_name(step)
+    temporary = folder / f".writing-{step_name(step)}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        write_files(temporary)
+        _write_manifest(temporary, step)
+        for file in temporary.iterdir():
+            descriptor = os.open(file, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        sync_directory(temporary)
+        if final.exists():  # the same step written again after a resume from an older one
+            replaced = folder / f".replaced-{step_name(step)}"
+            shutil.rmtree(replaced, ignore_errors=True)
+            final.rename(replaced)
+            temporary.rename(final)
+            shutil.rmtree(replaced)
+        else:
+            temporary.rename(final)
+        sync_directory(folder)
+        write_atomically(folder / LATEST, f"{final.name}\n")
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        (folder / f".{LATEST}.tmp").unlink(missing_ok=True)
+        raise
+    return final
+
+
+def prune_steps(run: Path, keep: int) -> None:
+    """Removes all but the newest `keep` steps (never the one LATEST names) and leftovers of
+    interrupted writes. The manifest goes first, so that a half-removed step is not a whole one."""
+    latest = latest_step(run)
+    for directory in whole_steps(run)[:-keep]:
+        if directory != latest:
+            (directory / MANIFEST).unlink(missing_ok=True)
+            shutil.rmtree(directory)
+    for leftover in checkpoints(run).glob(".*-step-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def set_aside_newer(run: Path, step: Path) -> None:
+    """Makes `step` the latest again: newer step directories are renamed to superseded-step-…."""
+    write_atomically(checkpoints(run) / LATEST, f"{step.name}\n")
+    for directory in whole_steps(run):
+        if directory.name > step.name:
+            place = directory.with_name(f"superseded-{directory.name}")
+            shutil.rmtree(place, ignore_errors=True)
+            directory.rename(place)
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    content = {key: value for key, value in manifest.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _write_manifest(directory: Path, step: int) -> None:
+    manifest: dict[str, Any] = {
+        "format": 1,
+        "step": step,
+        "files": {
+            name: {"bytes": (directory / name).stat().st_size, "sha256": sha256_of(directory / name)}
+            for name in STEP_FILES
+        },
+    }
+    manifest["digest"] = _digest(manifest)
+    (directory / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def verify_step(directory: Path) -> int:
+    """Checks every byte of a step directory against its manifest; returns the step.
+
+    Raises:
+        RunDirectoryError: naming the first file that is missing or differs.
+    """
+    remedy = _remedy(directory)
+    manifest = read_json(directory / MANIFEST, remedy)
+    if manifest.get("digest") != _digest(manifest) or manifest.get("format") != 1:
+        raise RunDirectoryError(
+            f"{directory / MANIFEST} was changed after it was written; {remedy}"
+        )
+    for name in STEP_FILES:
+        path, written = directory / name, manifest["files"][name]
+        if not path.is_file():
+            raise RunDirectoryError(f"checkpoint file {path} is missing; {remedy}")
+        if path.stat().st_size != written["bytes"] or sha256_of(path) != written["sha256"]:
+            raise RunDirectoryError(
+                f"checkpoint file {path} is not what was written ({path.stat().st_size} bytes "
+                f"found, {written['bytes']} written, SHA-256 differs); {remedy}"
+            )
+    step: int = manifest["step"]
+    return step
+
+
+def _remedy(directory: Path) -> str:
+    others = [
+        step.name
+        for step in whole_steps(directory.parent.parent)
+        if step.name < directory.name and (step / MANIFEST).is_file()
+    ]
+    if not others:
+        return "there is no older checkpoint: copy it again, or start in a new output directory"
+    return f"to go on from the one before, add checkpoint.resume_from={others[-1]}"
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """A JSON object of bounded size.
+
+    Raises:
+        RunDirectoryError: when it is missing, too large, or not an object.
+    """
+    if not path.is_file():
+        raise RunDirectoryError(f"{path} is missing; {remedy}")
+    if path.stat().st_size > _LARGEST_JSON:
+        raise RunDirectoryError(f"{path} has {path.stat().st_size} bytes, too many; {remedy}")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunDirectoryError(f"{path} is not JSON ({error}); {remedy}") from error
+    if not isinstance(value, dict):
+        raise RunDirectoryError(f"{path} is not a JSON object; {remedy}")
+    return value
+
+
+class RunLock:
+    """Keeps a second run out of an output directory, for as long as this process lives.
+
+    The kernel drops the lock with the process, however it dies.
+    """
+
+    def __init__(self, run: Path):
+        run.mkdir(parents=True, exist_ok=True)
+        self._path = run / ".lock"
+        self._file = self._path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.seek(0)
+            holder = self._file.read().strip() or "another process"
+            self._file.close()
+            raise RunDirectoryError(
+                f"{run} is in use by another run ({holder}); wait for it, stop it, or give this one "
+                "its own directory with output=DIR"
+            ) from error
+        self._file.truncate(0)
+        self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        self._file.flush()
+
+    def release(self) -> None:
+        """Gives the directory back."""
+        self._file.close()

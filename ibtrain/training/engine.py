@@ -1,0 +1,289 @@
+"""DeepSpeed as the engine: processes, sharded construction, one optimizer step.
+
+Only this file and checkpoint.py know DeepSpeed.
+"""
+
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers import InstructBlipConfig
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+import deepspeed
+from deepspeed.runtime.zero import GatheredParameters
+
+from ibtrain.batch import Batch
+from ibtrain.config import Recipe, RecipeError
+from ibtrain.model.instructblip import InstructBlip
+from ibtrain.model.weights import TensorSource, set_trainable
+
+DS_CONFIGS = Path(__file__).parents[2] / "ds_configs"
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all."""
+
+    rank: int
+    world: int
+    local_rank: int
+    local_world: int
+
+
+def start_processes() -> Ranks:
+    """Joins the process group that the launcher prepared, or makes one of a single process.
+
+    Raises:
+        RecipeError: when several tasks were started without telling them who they are.
+    """
+    if "RANK" not in os.environ:
+        if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+            raise RecipeError(
+                f"{os.environ['SLURM_STEP_NUM_TASKS']} tasks were started by srun, but RANK and "
+                "WORLD_SIZE are not set, so each would train alone on everything; export RANK, "
+                "WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT in the task"
+            )
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+        os.environ.update(alone, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    # The deepspeed launcher sets LOCAL_SIZE only; Streaming reads LOCAL_WORLD_SIZE.
+    os.environ.setdefault("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1"))
+    ranks = Ranks(
+        rank=int(os.environ["RANK"]),
+        world=int(os.environ["WORLD_SIZE"]),
+        local_rank=int(os.environ.get("LOCAL_RANK", "0")),
+        local_world=int(os.environ["LOCAL_WORLD_SIZE"]),
+    )
+    if torch.cuda.is_available():
+        torch.cuda.set_device(ranks.local_rank)
+    elif "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks.local_world))
+    deepspeed.init_distributed(
+        dist_backend="nccl" if torch.cuda.is_available() else "gloo",
+        timeout=timedelta(minutes=30),
+        verbose=False,
+    )
+    return ranks
+
+
+def on_rank_zero(ranks: Ranks, action: Callable[[], _T]) -> _T:
+    """Runs `action` on rank 0 and gives its result to all; its error is raised on all.
+
+    Raises:
+        ValueError, OSError: what `action` raised.
+    """
+    outcome: list[Any] = [None, None]
+    if ranks.rank == 0:
+        try:
+            outcome[0] = action()
+        except (ValueError, OSError) as error:
+            outcome[1] = error
+    if ranks.world > 1:
+        torch.distributed.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    result: _T = outcome[0]
+    return result
+
+
+def sharding_config(recipe: Recipe, world: int) -> dict[str, Any]:
+    """The DeepSpeed configuration: the chosen file, with what the recipe determines filled in.
+
+    Raises:
+        RecipeError: when the file is missing or sets what the recipe sets, or when the global
+            batch does not divide among the ranks.
+    """
+    named = DS_CONFIGS / f"{recipe.sharding}.json"
+    path = named if named.is_file() else Path(recipe.sharding)
+    if not path.is_file():
+        shipped = ", ".join(sorted(file.stem for file in DS_CONFIGS.glob("*.json")))
+        raise RecipeError(
+            f"sharding: {recipe.sharding!r} is neither a file nor one of ds_configs/ ({shipped})"
+        )
+    try:
+        config: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise RecipeError(f"{path} is not JSON ({error})") from error
+    training = recipe.training
+    filled = {
+        "train_micro_batch_size_per_gpu": training.micro_batch,
+        "gradient_accumulation_steps": micro_batches_per_step(recipe, world),
+        "gradient_clipping": training.gradient_clip,
+        "bf16": {"enabled": recipe.model.precision == "bf16"},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+    clash = sorted(set(config) & set(filled))
+    if clash:
+        raise RecipeError(f"{path} sets {clash[0]!r}, which the recipe determines; remove it there")
+    return config | filled
+
+
+def micro_batches_per_step(recipe: Recipe, world: int) -> int:
+    """Micro-batches that each rank runs per optimizer step.
+
+    Raises:
+        RecipeError: when the global batch does not divide among the ranks.
+    """
+    training = recipe.training
+    if training.global_batch % world:
+        raise RecipeError(
+            f"training.global_batch is {training.global_batch}, which does not divide among "
+            f"{world} ranks; choose a multiple of {world}"
+        )
+    return -(-(training.global_batch // world) // training.micro_batch)
+
+
+class Engine:
+    """The sharded model, its optimizer, and one step of training.
+
+    Args:
+        recipe: the run.
+        ranks: this process among all.
+        config: of the model.
+        sources: for each parameter where its value is read from.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        ranks: Ranks,
+        config: InstructBlipConfig,
+        sources: Mapping[str, TensorSource],
+    ):
+        self.ranks = ranks
+        self.device = torch.device("cuda", ranks.local_rank) if torch.cuda.is_available() else (
+            torch.device("cpu")
+        )
+        ds_config = sharding_config(recipe, ranks.world)
+        self.stage: int = ds_config.get("zero_optimization", {}).get("stage", 0)
+        if self.stage not in (1, 2, 3):
+            raise RecipeError(
+                f"sharding {recipe.sharding!r} has ZeRO stage {self.stage}; use 1, 2 or 3"
+            )
+        dtype = DTYPES[recipe.model.precision]
+        with self._construction(ds_config, dtype):
+            model = InstructBlip(config, recipe.model.instruction_aware)
+        if self.stage != 3:
+            model.to(device=self.device, dtype=dtype)
+        self._fill(model, sources)
+        set_trainable(model, recipe.model.train_parts.model_dump())
+        model.train()
+        self.model = model
+        self._optimizer = torch.optim.AdamW(
+            _decay_groups(model, recipe.training.weight_decay),
+            lr=recipe.training.learning_rate,
+            betas=recipe.training.betas,
+            fused=torch.cuda.is_available(),
+        )
+        self.engine, self.zero, *_ = deepspeed.initialize(
+            model=model, optimizer=self._optimizer, config=ds_config, dist_init_required=False
+        )
+        self._create_moments()
+
+    def step(
+        self, micro_batches: Sequence[Batch], answer_tokens: int, rate: float, update: int
+    ) -> tuple[list[Tensor], float]:
+        """One optimizer step over this rank's micro-batches.
+
+        The loss is the sum of cross-entropies over the answer tokens divided by `answer_tokens`,
+        the number in the whole global batch, so the gradient is the same for any split.
+
+        Args:
+            micro_batches: this rank's share; as many on every rank.
+            answer_tokens: answer tokens of all ranks and micro-batches of this step.
+            rate: the learning rate.
+            update: how many updates came before (Adam's bias correction).
+
+        Returns:
+            Per micro-batch the token losses [A], and the global gradient norm before clipping.
+        """
+        for group in self.zero.param_groups:
+            group["lr"] = rate
+        for state in self._moments():
+            state["step"].fill_(update)
+        losses = []
+        for batch in micro_batches:
+            token_losses_A = self.engine(batch.to(self.device))
+            # DeepSpeed averages over ranks; the sum over ranks is wanted.
+            loss = token_losses_A.sum() * (self.ranks.world / answer_tokens)
+            self.engine.backward(loss, scale_wrt_gas=False)
+            self.engine.step()
+            losses.append(token_losses_A.detach())
+        return losses, float(self.engine.get_global_grad_norm())
+
+    def _construction(self, ds_config: dict[str, Any], dtype: torch.dtype) -> Any:
+        """Under ZeRO-3 every module is partitioned as it is built; nothing is initialised."""
+        stack = contextlib.ExitStack()
+        stack.enter_context(_no_weight_initialization())
+        if self.stage == 3:
+            stack.enter_context(
+                deepspeed.zero.Init(config_dict_or_path=ds_config, dtype=dtype)
+            )
+        return stack
+
+    def _fill(self, model: nn.Module, sources: Mapping[str, TensorSource]) -> None:
+        """Values tensor by tensor into their partitions; rank 0 reads."""
+        for name, parameter in model.named_parameters():
+            with GatheredParameters([parameter], modifier_rank=0, enabled=self.stage == 3):
+                if self.stage != 3 or self.ranks.rank == 0:
+                    with torch.no_grad():
+                        parameter.copy_(sources[name].get(name))
+
+    def _create_moments(self) -> None:
+        """Adam's state exists from the start, so that a checkpoint can be put into it.
+
+        DeepSpeed leaves it to the optimizer's first step, and links it to the parameters after.
+        """
+        for group in self._optimizer.param_groups:
+            for partition in group["params"]:
+                self._optimizer.state[partition] = {
+                    "step": torch.zeros((), dtype=torch.float32, device=partition.device)
+                    if group["fused"]
+                    else torch.zeros((), dtype=torch.float32),
+                    "exp_avg": torch.zeros_like(partition),
+                    "exp_avg_sq": torch.zeros_like(partition),
+                }
+        if self.stage != 3:
+            self.zero._lazy_init_hp_params_optimizer_state()
+
+    def _moments(self) -> Iterator[dict[str, Tensor]]:
+        return iter(self._optimizer.state.values())
+
+
+def _decay_groups(model: InstructBlip, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay on matrices only (LAVIS: none on 1-D parameters and biases)."""
+    decayed, plain = [], []
+    for name, parameter in model.trainable():
+        shape = getattr(parameter, "ds_shape", parameter.shape)
+        (plain if len(shape) < 2 or name.endswith(".bias") else decayed).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _no_weight_initialization() -> Any:
+    """transformers' switch against initialising weights, which fails on partitioned tensors."""
+    try:
+        from transformers.initialization import no_init_weights  # transformers 5
+    except ImportError:
+        from transformers.modeling_utils import no_init_weights
+    return no_init_weights()

@@ -1,0 +1,346 @@
+"""The training loop: one run from its recipe to its last checkpoint."""
+
+import logging
+import math
+import resource
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import InstructBlipConfig
+
+from ibtrain import __version__
+from ibtrain.batch import Batch
+from ibtrain.config import Recipe, RecipeError, dump_recipe
+from ibtrain.data.mixture import (
+    Mixture,
+    MixtureLoader,
+    changes_of_order,
+    order_fingerprint,
+    resolve_mixture,
+    verify_mixture,
+)
+from ibtrain.data.tokenization import InstructionTokenizer
+from ibtrain.model.base import base_config, base_directory, base_sources
+from ibtrain.model.weights import SafetensorsSource, check_vocabularies, choose_sources
+from ibtrain.run_directory import (
+    TRAINABLE,
+    RunDirectoryError,
+    RunLock,
+    checkpoints,
+    latest_step,
+    set_aside_newer,
+    write_atomically,
+)
+from ibtrain.training.checkpoint import load_checkpoint, read_state, save_checkpoint
+from ibtrain.training.engine import Engine, Ranks, on_rank_zero, start_processes
+from ibtrain.training.interruption import Interruption
+from ibtrain.training.schedule import learning_rate
+from ibtrain.training.telemetry import Telemetry
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on (a loss that is not finite, a last checkpoint that cannot be kept)."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How a run ended: its directory, the last step, and whether it was interrupted."""
+
+    run: Path
+    step: int
+    interrupted: bool
+
+
+def train(recipe: Recipe) -> TrainingResult:
+    """Trains `recipe`, going on from the latest checkpoint of its output directory if there is one.
+
+    Call it in every rank's process. Returns on every rank.
+
+    Raises:
+        ValueError: when the recipe, the base, the data or the run directory cannot be used.
+        TrainingError: when training cannot go on.
+    """
+    # Everything that can be refused without starting processes is refused before.
+    mixture = resolve_mixture(recipe.data, recipe.training.global_batch)
+    config = base_config(recipe.model)
+    _check_fit(recipe, config)
+    tokenizer = InstructionTokenizer.from_directory(
+        base_directory(recipe.model),
+        recipe.data.max_instruction_tokens,
+        recipe.data.max_answer_tokens,
+    )
+    check_vocabularies(
+        config, len(tokenizer.language), len(tokenizer.qformer), str(base_directory(recipe.model))
+    )
+    ranks = start_processes()
+    lock = on_rank_zero_only(ranks, lambda: RunLock(recipe.output))
+    on_rank_zero(ranks, lambda: verify_mixture(mixture))
+    order = order_fingerprint(recipe, mixture)
+    resumed = on_rank_zero(ranks, lambda: _find_resume(recipe, order))
+    run = _Run(recipe, ranks, mixture, config, tokenizer, order, resumed)
+    try:
+        return run.to_the_end()
+    finally:
+        run.close()
+        if lock is not None:
+            lock.release()
+
+
+def on_rank_zero_only(ranks: Ranks, make: Any) -> Any:
+    """Makes an object on rank 0 that the others do not get; its error is raised on all."""
+    kept: list[Any] = []
+    on_rank_zero(ranks, lambda: kept.append(make()))
+    return kept[0] if kept else None
+
+
+def _check_fit(recipe: Recipe, config: InstructBlipConfig) -> None:
+    size = config.vision_config.image_size
+    if recipe.data.image_size != size:
+        raise RecipeError(
+            f"data.image_size is {recipe.data.image_size}, the base's vision tower takes {size}: "
+            f"set data.image_size={size}"
+        )
+
+
+def _find_resume(recipe: Recipe, order: dict[str, Any]) -> tuple[Path, int] | None:
+    """The verified step directory to go on from, and its step; None to begin at the beginning."""
+    if recipe.checkpoint.resume_from is not None:
+        directory: Path | None = checkpoints(recipe.output) / recipe.checkpoint.resume_from
+    else:
+        directory = latest_step(recipe.output)
+    write_atomically(recipe.output / "recipe.yaml", dump_recipe(recipe))
+    if directory is None:
+        return None
+    if not directory.is_dir():
+        raise RunDirectoryError(
+            f"checkpoint.resume_from names {directory.name!r}, which is not in "
+            f"{checkpoints(recipe.output)}"
+        )
+    state = read_state(directory)
+    changes = changes_of_order(state["order"], order)
+    if changes and not recipe.checkpoint.accept_changed_data:
+        raise RunDirectoryError(
+            f"{directory} was trained on other data, so going on would repeat or skip samples:\n  "
+            + "\n  ".join(changes)
+            + "\nput it back as it was, or accept it with checkpoint.accept_changed_data=true"
+        )
+    if recipe.checkpoint.resume_from is not None:
+        set_aside_newer(recipe.output, directory)
+    return directory, state["step"]
+
+
+class _Run:
+    """The moving parts of one run, on one rank."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        ranks: Ranks,
+        mixture: Mixture,
+        config: InstructBlipConfig,
+        tokenizer: InstructionTokenizer,
+        order: dict[str, Any],
+        resumed: tuple[Path, int] | None,
+    ):
+        self.recipe, self.ranks, self.order = recipe, ranks, order
+        self.names = [dataset.name for dataset in mixture.datasets]
+        sources = base_sources(recipe.model, config, recipe.seed)
+        if resumed is not None:
+            sources.append(SafetensorsSource([resumed[0] / TRAINABLE], f"checkpoint {resumed[0]}"))
+        self.engine = Engine(
+            recipe, ranks, config, choose_sources(config, recipe.model.instruction_aware, sources)
+        )
+        self.first_step = 0
+        if resumed is not None:
+            load_checkpoint(self.engine, resumed[0])
+            self.first_step = resumed[1]
+        self.loader = MixtureLoader(
+            recipe,
+            mixture,
+            tokenizer,
+            config.num_query_tokens,
+            ranks.world,
+            recipe.data.cache or recipe.output / "cache",
+            self.first_step,
+        )
+        self.window = _Window(self.names, self.engine.device)
+        self.telemetry = (
+            Telemetry(recipe.output, self.first_step) if ranks.rank == 0 else None
+        )
+        self.interruption = Interruption()
+        self._announce(resumed)
+
+    def _announce(self, resumed: tuple[Path, int] | None) -> None:
+        if self.ranks.rank != 0:
+            return
+        trained = sum(
+            getattr(parameter, "ds_numel", parameter.numel())
+            for _, parameter in self.engine.model.trainable()
+        )
+        begin = f"going on from {resumed[0].name}" if resumed else "from the beginning"
+        logger.info(
+            "%s: %s trained parameters, ZeRO-%d on %d rank%s, %s; %d of %d steps to do",
+            self.recipe.name,
+            f"{trained:,}",
+            self.engine.stage,
+            self.ranks.world,
+            "" if self.ranks.world == 1 else "s",
+            begin,
+            self.recipe.training.steps - self.first_step,
+            self.recipe.training.steps,
+        )
+
+    def to_the_end(self) -> TrainingResult:
+        """Runs every remaining step; saves at the end and when interrupted."""
+        training, every = self.recipe.training, self.recipe.checkpoint.every
+        step, saved = self.first_step, self.first_step
+        shares = iter(self.loader)
+        interrupted = False
+        while step < training.steps and not interrupted:
+            started = time.perf_counter()
+            micro_batches = next(shares)
+            waited = time.perf_counter() - started
+            answer_tokens, interrupted = self._agree(micro_batches)
+            rate = learning_rate(step, training)
+            # Dropout is a function of (seed, step, rank), never of history.
+            torch.manual_seed(hash((self.recipe.seed, step, self.ranks.rank)) & (2**63 - 1))
+            losses, norm = self.engine.step(micro_batches, answer_tokens, rate, update=step)
+            if not math.isfinite(norm):
+                raise TrainingError(
+                    f"the gradient norm of step {step + 1} is {norm}; the last checkpoint is of "
+                    f"step {saved}; lower training.learning_rate or set training.gradient_clip"
+                )
+            step += 1
+            self.window.add(micro_batches, losses, time.perf_counter() - started, waited)
+            if step % training.log_every == 0 or step == training.steps:
+                self._report(step, rate, norm)
+            if step % every == 0 or step == training.steps or interrupted:
+                if self._save(step):
+                    saved = step
+        if saved != step:
+            raise TrainingError(
+                f"step {step} is done but its checkpoint could not be written; the last one kept is "
+                f"of step {saved}; free space for {self.recipe.output} and give the same command "
+                "again"
+            )
+        return TrainingResult(self.recipe.output, step, interrupted and step < training.steps)
+
+    def _agree(self, micro_batches: Sequence[Batch]) -> tuple[int, bool]:
+        """Answer tokens of the global batch, and whether any rank was asked to stop."""
+        own = [
+            sum(batch.answer_ids_A.numel() for batch in micro_batches),
+            int(self.interruption.requested is not None),
+        ]
+        shared = torch.tensor(own, dtype=torch.int64, device=self.engine.device)
+        torch.distributed.all_reduce(shared)
+        tokens, stop = shared.tolist()
+        return tokens, stop > 0
+
+    def _report(self, step: int, rate: float, norm: float) -> None:
+        values = self.window.close(self.ranks.world)
+        if self.telemetry is None:
+            return
+        values |= {
+            "learning_rate": rate,
+            "gradient_norm": norm,
+            "epoch": step / self.loader.steps_per_epoch,
+            "memory": _memory(self.engine.device),
+        }
+        self.telemetry.log(step, values)
+        logger.info(
+            "step %d/%d  loss %.4f  rate %.2e  norm %.2f  %.1f samples/s  %d answer tokens/s",
+            step,
+            self.recipe.training.steps,
+            values["loss"],
+            rate,
+            norm,
+            values["samples_per_second"],
+            values["answer_tokens_per_second"],
+        )
+
+    def _save(self, step: int) -> bool:
+        state = {
+            "ibtrain": __version__,
+            "samples": step * self.recipe.training.global_batch,
+            "world_size": self.ranks.world,
+            "order": self.order,
+            "recipe": self.recipe.model_dump(mode="json"),
+        }
+        return save_checkpoint(
+            self.engine, self.recipe.output, step, state, self.recipe.checkpoint.keep
+        )
+
+    def close(self) -> None:
+        """Gives back signal handlers and open files."""
+        self.interruption.restore()
+        if self.telemetry is not None:
+            self.telemetry.close()
+
+
+class _Window:
+    """Sums since the last report; only `close` talks to the other ranks."""
+
+    def __init__(self, names: list[str], device: torch.device):
+        self._index = {name: place for place, name in enumerate(names)}
+        self._device = device
+        self._reset()
+
+    def _reset(self) -> None:
+        # Per dataset: loss sum, answer tokens, samples.
+        self._sums = torch.zeros(len(self._index), 3, dtype=torch.float64, device=self._device)
+        self._seconds = 0.0
+        self._waited = 0.0
+
+    def add(
+        self, micro_batches: Sequence[Batch], losses: Sequence[Tensor], seconds: float, waited: float
+    ) -> None:
+        """Counts one step of this rank."""
+        for batch, loss_A in zip(micro_batches, losses, strict=True):
+            place_B = torch.tensor([self._index[name] for name in batch.datasets])
+            place_A = place_B[batch.answer_sample_A].to(self._device)
+            ones_A = torch.ones_like(loss_A, dtype=torch.float64)
+            self._sums[:, 0].index_add_(0, place_A, loss_A.double())
+            self._sums[:, 1].index_add_(0, place_A, ones_A)
+            ones_B = torch.ones(len(batch), dtype=torch.float64, device=self._device)
+            self._sums[:, 2].index_add_(0, place_B.to(self._device), ones_B)
+        self._seconds += seconds
+        self._waited += waited
+
+    def close(self, world: int) -> dict[str, Any]:
+        """Means over all ranks and steps since the last call, and begins anew."""
+        sums = self._sums
+        if world > 1:
+            torch.distributed.all_reduce(sums)
+        loss, tokens, samples = sums.sum(0).tolist()
+        values = {
+            "loss": loss / tokens,
+            "loss_by_dataset": {
+                name: sums[place, 0].item() / sums[place, 1].item()
+                for name, place in self._index.items()
+                if sums[place, 1] > 0
+            },
+            "samples_by_dataset": {
+                name: int(sums[place, 2].item()) for name, place in self._index.items()
+            },
+            "samples_per_second": samples / self._seconds,
+            "answer_tokens_per_second": tokens / self._seconds,
+            "data_wait": self._waited / self._seconds,
+        }
+        self._reset()
+        return values
+
+
+def _memory(device: torch.device) -> dict[str, float]:
+    """Peak memory in GiB of this process, and of its device if it has one."""
+    peak = {"host_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+    if device.type == "cuda":
+        peak["device_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+    return peak
+
