@@ -21,10 +21,7 @@ SUCCESS, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 3
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb and returns its exit code."""
     parsed = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("ibtrain").setLevel(
-        logging.INFO if _rank() == 0 and not parsed.json else logging.WARNING
-    )
+    _show_messages(logging.INFO if _rank() == 0 and not parsed.json else logging.WARNING)
     try:
         return int(parsed.run(parsed))
     except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError) as error:
@@ -36,6 +33,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _complain("stopped before a checkpoint was saved")
         return FAILED
+
+
+def _show_messages(level: int) -> None:
+    """Our own messages to stderr, whatever the libraries have done to the root logger."""
+    logger = logging.getLogger("ibtrain")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.handlers = [handler]
+    logger.propagate = False
+    logger.setLevel(level)
 
 
 def _rank() -> int:

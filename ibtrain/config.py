@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from yaml import YAMLError
@@ -181,18 +181,22 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = recipe_path(name_or_path)
     for override in overrides:
-        if "=" not in override:
+        if override.find("=") < 1:
             raise RecipeError(
                 f"override {override!r} is not of the form key=value "
                 "(for example training.steps=100)"
             )
     try:
-        loaded = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        loaded = OmegaConf.load(path)
+        if not isinstance(loaded, DictConfig):
+            raise RecipeError(f"{path} is not a mapping of keys to values")
+        for override in overrides:
+            key, _, text = override.partition("=")
+            parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
+            OmegaConf.update(loaded, key, parsed["value"])
         values = OmegaConf.to_container(loaded, resolve=True)
     except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} cannot be read as a recipe: {error}") from error
-    if not isinstance(values, dict):
-        raise RecipeError(f"{path} is not a mapping of keys to values")
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:

@@ -8,6 +8,7 @@ LATEST is replaced afterwards, atomically. A manifest holds every file's size an
 own digest, so that one flipped byte anywhere is found.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -53,9 +54,7 @@ def whole_steps(run: Path) -> list[Path]:
     """Published step directories in ascending order (not verified)."""
     folder = checkpoints(run)
     found = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
-    return sorted(
-        (path for path in found if step_of(path) is not None), key=lambda path: path.name
-    )
+    return sorted((path for path in found if step_of(path) is not None), key=lambda path: path.name)
 
 
 def latest_step(run: Path) -> Path | None:
@@ -69,8 +68,10 @@ def latest_step(run: Path) -> Path | None:
         # A kill between the first rename and the first LATEST leaves whole steps and no pointer.
         steps = whole_steps(run)
         return steps[-1] if steps else None
-    name = pointer.read_text().strip()
+    name = pointer.read_text(encoding="utf-8", errors="replace").strip()
     directory = checkpoints(run) / name
+    if _STEP_NAME.fullmatch(name) and not directory.is_dir():
+        _put_back(directory)
     if not _STEP_NAME.fullmatch(name) or not directory.is_dir():
         raise RunDirectoryError(
             f"{pointer} names {name!r}, which is not a step directory beside it; write the name of "
@@ -81,6 +82,16 @@ def latest_step(run: Path) -> Path | None:
 
 def _names(steps: list[Path]) -> str:
     return ", ".join(step.name for step in steps) or "there is none"
+
+
+def _replaced(directory: Path) -> Path:
+    return directory.with_name(f".replaced-{directory.name}")
+
+
+def _put_back(directory: Path) -> None:
+    """Undoes a replacement that stopped between its two renames, if there was one."""
+    with contextlib.suppress(FileNotFoundError):  # none, or another rank put it back
+        _replaced(directory).rename(directory)
 
 
 def sync_directory(directory: Path) -> None:
@@ -135,16 +146,17 @@ def publish_step(run: Path, step: int, write_files: Callable[[Path], None]) -> P
                 os.close(descriptor)
         sync_directory(temporary)
         if final.exists():  # the same step written again after a resume from an older one
-            replaced = folder / f".replaced-{step_name(step)}"
-            shutil.rmtree(replaced, ignore_errors=True)
-            final.rename(replaced)
+            shutil.rmtree(_replaced(final), ignore_errors=True)
+            final.rename(_replaced(final))
             temporary.rename(final)
-            shutil.rmtree(replaced)
+            shutil.rmtree(_replaced(final))
         else:
             temporary.rename(final)
         sync_directory(folder)
         write_atomically(folder / LATEST, f"{final.name}\n")
     except BaseException:
+        if not final.exists():
+            _put_back(final)
         shutil.rmtree(temporary, ignore_errors=True)
         (folder / f".{LATEST}.tmp").unlink(missing_ok=True)
         raise
@@ -183,12 +195,19 @@ def _write_manifest(directory: Path, step: int) -> None:
         "format": 1,
         "step": step,
         "files": {
-            name: {"bytes": (directory / name).stat().st_size, "sha256": sha256_of(directory / name)}
+            name: {
+                "bytes": (directory / name).stat().st_size,
+                "sha256": sha256_of(directory / name),
+            }
             for name in STEP_FILES
         },
     }
     manifest["digest"] = _digest(manifest)
-    (directory / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    (directory / MANIFEST).write_bytes(_rendered(manifest))
+
+
+def _rendered(manifest: dict[str, Any]) -> bytes:
+    return (json.dumps(manifest, indent=2) + "\n").encode()
 
 
 def verify_step(directory: Path) -> int:
@@ -199,7 +218,11 @@ def verify_step(directory: Path) -> int:
     """
     remedy = _remedy(directory)
     manifest = read_json(directory / MANIFEST, remedy)
-    if manifest.get("digest") != _digest(manifest) or manifest.get("format") != 1:
+    if (
+        manifest.get("digest") != _digest(manifest)
+        or manifest.get("format") != 1
+        or (directory / MANIFEST).read_bytes() != _rendered(manifest)
+    ):
         raise RunDirectoryError(
             f"{directory / MANIFEST} was changed after it was written; {remedy}"
         )
@@ -269,6 +292,8 @@ class RunLock:
         self._file.truncate(0)
         self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         self._file.flush()
+        # A forked data worker shares the lock, and may outlive a killed run by some seconds.
+        os.register_at_fork(after_in_child=self._file.close)
 
     def release(self) -> None:
         """Gives the directory back."""

@@ -41,7 +41,7 @@ def collate(
         image_size: side of the dummy image that a batch without images gets.
 
     Raises:
-        ValueError: when there are no samples.
+        ValueError: when there are no samples, or one has nothing before its answer.
     """
     if not samples:
         raise ValueError("a micro-batch needs at least one sample")
@@ -59,6 +59,11 @@ def collate(
         images = sample.pixels_ICHW.shape[0]
         visual = images * query_tokens
         begin = len(token_ids)
+        if not visual and not instruction.language:
+            raise ValueError(
+                f"sample {sample.id!r} of {sample.dataset} has neither an image nor instruction "
+                "tokens: nothing predicts its answer"
+            )
         answer_begin = begin + visual + len(instruction.language)
         visual_rows += range(begin, begin + visual)
         # The last answer token (the end token) predicts nothing, so it is not fed.

@@ -73,9 +73,7 @@ class InstructBlip(nn.Module):
     ) -> Tensor:
         """Images and their packed instructions -> visual tokens [I, Q, D_language]."""
         image_IND = self.vision_model(pixels_ICHW)
-        query_IQD = self.qformer(
-            self.query_tokens[0], image_IND, text_ids_L, cu_text_I1, max_text
-        )
+        query_IQD = self.qformer(self.query_tokens[0], image_IND, text_ids_L, cu_text_I1, max_text)
         tokens: Tensor = self.language_projection(query_IQD)
         return tokens
 
@@ -85,12 +83,11 @@ class InstructBlip(nn.Module):
             batch.pixels_ICHW, batch.text_ids_L, batch.cu_text_I1, batch.max_text
         )
         embeddings_TD: Tensor = self.language_model.model.embed_tokens(batch.token_ids_T)
-        if batch.visual_rows_V.numel():
-            return embeddings_TD.index_copy(
-                0, batch.visual_rows_V, visual_IQD.flatten(0, 1).to(embeddings_TD.dtype)
-            )
-        # A dummy image: every rank runs every module, and its gradient is exactly zero.
-        return embeddings_TD + 0.0 * visual_IQD.sum()
+        # A dummy image has no rows: every rank runs every module, and its gradient is exactly zero.
+        visual_VD = visual_IQD.flatten(0, 1)[: batch.visual_rows_V.numel()]
+        return embeddings_TD.index_copy(
+            0, batch.visual_rows_V, visual_VD.to(embeddings_TD.dtype)
+        )
 
     def hidden(self, batch: Batch) -> Tensor:
         """Last hidden states [T, D] of the language model."""

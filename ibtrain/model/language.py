@@ -110,9 +110,7 @@ def answer_losses(
     return nn.functional.cross_entropy(logits_AV, answer_ids_A, reduction="none")
 
 
-def answer_logits(
-    language_model: nn.Module, hidden_TD: Tensor, answer_rows_A: Tensor
-) -> Tensor:
+def answer_logits(language_model: nn.Module, hidden_TD: Tensor, answer_rows_A: Tensor) -> Tensor:
     """Logits [A, V] in fp32 of the rows that predict an answer token."""
     logits: Tensor = language_model.lm_head(hidden_TD.index_select(0, answer_rows_A))
     return logits.to(torch.float32)

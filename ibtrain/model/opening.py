@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
-from transformers import Blip2Config, InstructBlipConfig
+from transformers import Blip2Config, GenerationConfig, InstructBlipConfig
 
 from ibtrain.config import Recipe, RecipeError, load_recipe
 from ibtrain.data.tokenization import InstructionTokenizer
@@ -96,7 +96,7 @@ class _Weights:
 class _Renamed:
     """A source of a BLIP-2 directory, under our names."""
 
-    def __init__(self, source: TensorSource):
+    def __init__(self, source: TensorSource) -> None:
         self.description = source.description
         self._source = source
         self._theirs = {from_blip2_name(name): name for name in source.shapes()}
@@ -311,8 +311,10 @@ def build(
         # A copy, so that no tensor stays mapped to a file that a running training may remove.
         value = source.get(name).to(device=device, dtype=dtype, copy=True)
         setattr(model.get_submodule(owner), leaf, nn.Parameter(value, requires_grad=False))
+    language: Any = model.language_model
+    # generate() would fill in what a base's configuration says of beams, penalties and the like.
+    language.generation_config = GenerationConfig()
     if getattr(found.config.text_config, "tie_word_embeddings", False):
-        language = model.language_model
         language.lm_head.weight = language.model.embed_tokens.weight
     _compute_buffers(model, device)
     return OpenedModel(

@@ -281,8 +281,6 @@ class QFormer(nn.Module):
                 f"{self.config.max_position_embeddings}: lower data.max_instruction_tokens"
             )
         layout = RowLayout.of(images, queries, cu_text_I1, max_text)
-        hidden_RD = self.embeddings(
-            query_QD.repeat(images, 1), text_ids_L, layout.text_positions_L
-        )
+        hidden_RD = self.embeddings(query_QD.repeat(images, 1), text_ids_L, layout.text_positions_L)
         hidden_RD = self.encoder(hidden_RD, image_IND, layout)
         return hidden_RD[: layout.query_rows].unflatten(0, (images, queries))

@@ -73,11 +73,15 @@ class SafetensorsSource:
             return cls([directory / SINGLE_NAME], description)
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{index} is not an index of safetensors shards ({error!r})") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{index} is not an index of safetensors shards ({error!r})"
+            ) from error
         for name in names:
             if not isinstance(name, str) or Path(name).name != name:
-                raise ValueError(f"{index} names the shard {name!r}, which is not a plain file name")
+                raise ValueError(
+                    f"{index} names the shard {name!r}, which is not a plain file name"
+                )
         return cls([directory / name for name in names], description)
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -179,7 +183,7 @@ def read_config(directory: Path) -> InstructBlipConfig:
         )
     try:
         found = json.loads(file.read_text()).get("model_type")
-    except (json.JSONDecodeError, AttributeError) as error:
+    except (ValueError, AttributeError) as error:
         raise ValueError(f"{file} is not a JSON object ({error})") from error
     if found != "instructblip":
         raise ValueError(f"{file} is of model type {found!r}; an 'instructblip' is wanted")

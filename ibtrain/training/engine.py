@@ -178,10 +178,11 @@ class Engine:
                 f"sharding {recipe.sharding!r} has ZeRO stage {self.stage}; use 1, 2 or 3"
             )
         dtype = DTYPES[recipe.model.precision]
-        with self._construction(ds_config, dtype):
+        with self._construction(ds_config):
             model = InstructBlip(config, recipe.model.instruction_aware)
         if self.stage != 3:
             model.to(device=self.device, dtype=dtype)
+        assert all(parameter.dtype == dtype for parameter in model.parameters())
         self._fill(model, sources)
         set_trainable(model, recipe.model.train_parts.model_dump())
         model.train()
@@ -228,14 +229,14 @@ class Engine:
             losses.append(token_losses_A.detach())
         return losses, float(self.engine.get_global_grad_norm())
 
-    def _construction(self, ds_config: dict[str, Any], dtype: torch.dtype) -> Any:
+    def _construction(self, ds_config: dict[str, Any]) -> Any:
         """Under ZeRO-3 every module is partitioned as it is built; nothing is initialised."""
         stack = contextlib.ExitStack()
         stack.enter_context(_no_weight_initialization())
         if self.stage == 3:
-            stack.enter_context(
-                deepspeed.zero.Init(config_dict_or_path=ds_config, dtype=dtype)
-            )
+            # The dtype comes from the configuration: DeepSpeed 0.19 ignores one passed to Init on
+            # accelerators without fp16 (a CPU) and silently builds in bf16.
+            stack.enter_context(deepspeed.zero.Init(config_dict_or_path=ds_config))
         return stack
 
     def _fill(self, model: nn.Module, sources: Mapping[str, TensorSource]) -> None:
@@ -249,17 +250,20 @@ class Engine:
     def _create_moments(self) -> None:
         """Adam's state exists from the start, so that a checkpoint can be put into it.
 
-        DeepSpeed leaves it to the optimizer's first step, and links it to the parameters after.
+        DeepSpeed leaves it to the optimizer's first step. Under ZeRO-3 the optimizer's groups are
+        empty but during a step; the flat partitions that its state belongs to are named apart.
         """
-        for group in self._optimizer.param_groups:
-            for partition in group["params"]:
-                self._optimizer.state[partition] = {
-                    "step": torch.zeros((), dtype=torch.float32, device=partition.device)
-                    if group["fused"]
-                    else torch.zeros((), dtype=torch.float32),
-                    "exp_avg": torch.zeros_like(partition),
-                    "exp_avg_sq": torch.zeros_like(partition),
-                }
+        partitions: list[Tensor] = (
+            self.zero.fp32_partitioned_groups_flat
+            if self.stage == 3
+            else [tensor for group in self._optimizer.param_groups for tensor in group["params"]]
+        )
+        for partition in partitions:
+            self._optimizer.state[partition] = {
+                "step": torch.zeros((), dtype=torch.float32, device=self.device),
+                "exp_avg": torch.zeros_like(partition),
+                "exp_avg_sq": torch.zeros_like(partition),
+            }
         if self.stage != 3:
             self.zero._lazy_init_hp_params_optimizer_state()
 

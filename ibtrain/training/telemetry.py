@@ -32,10 +32,13 @@ class Telemetry:
         self._writer = SummaryWriter(str(run), purge_step=resumed_step + 1)
 
     def log(self, step: int, values: dict[str, Any]) -> None:
-        """Appends `{"step": step, **values}`; nested mappings become `outer/inner` scalars."""
+        """Appends `{"step": step, **values}`; nested mappings become `outer/inner` scalars.
+
+        A number that is not finite is null in the line and left out of TensorBoard.
+        """
         if self._failed:
             return
-        line = json.dumps({"step": step, **values}, allow_nan=False, default=str)
+        line = json.dumps({"step": step, **_finite(values)}, allow_nan=False, default=str)
         try:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
@@ -51,7 +54,20 @@ class Telemetry:
         try:
             self._writer.close()
         except OSError as error:
+            if self._failed:
+                return  # said already
             logger.warning("the TensorBoard log could not be closed (%s)", error)
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: _finite(value)
+        if isinstance(value, dict)
+        else None
+        if isinstance(value, float) and not math.isfinite(value)
+        else value
+        for name, value in values.items()
+    }
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:

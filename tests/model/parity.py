@@ -71,30 +71,37 @@ def pack(config: InstructBlipConfig, samples: list[Sample]) -> Batch:
 
 def pad(config: InstructBlipConfig, samples: list[Sample]) -> dict[str, Tensor]:
     """Right-padded rows [image tokens][instruction][answer, end], as transformers' model takes."""
-    tokenizer = IdTokenizer()
-    rows, labels, texts, pixels = [], [], [], []
+    texts = [
+        torch.tensor(IdTokenizer().instruction(sample.instruction).qformer, dtype=torch.long)
+        for sample in samples
+        for _ in range(sample.pixels_ICHW.shape[0])
+    ]
+    return pad_language(config, samples) | {
+        "pixel_values": torch.cat([sample.pixels_ICHW for sample in samples]),
+        "qformer_input_ids": pad_sequence(texts, batch_first=True),
+        "qformer_attention_mask": _mask(texts),
+    }
+
+
+def pad_language(config: InstructBlipConfig, samples: list[Sample]) -> dict[str, Tensor]:
+    """The language model's share of `pad`."""
+    rows, labels = [], []
     for sample in samples:
-        instruction = tokenizer.instruction(sample.instruction)
-        answer = tokenizer.answer(sample.answer)
+        answer = IdTokenizer().answer(sample.answer)
         images = sample.pixels_ICHW.shape[0]
         prompt = [config.image_token_index] * (images * config.num_query_tokens)
-        prompt += instruction.language
+        prompt += IdTokenizer().instruction(sample.instruction).language
         rows.append(torch.tensor([*prompt, *answer]))
         labels.append(torch.tensor([*([-100] * len(prompt)), *answer]))
-        texts += [torch.tensor(instruction.qformer, dtype=torch.long)] * images
-        pixels.append(sample.pixels_ICHW)
-
-    def mask(sequences: list[Tensor]) -> Tensor:
-        return pad_sequence([torch.ones_like(ids) for ids in sequences], batch_first=True)
-
     return {
-        "pixel_values": torch.cat(pixels),
         "input_ids": pad_sequence(rows, batch_first=True),
-        "attention_mask": mask(rows),
+        "attention_mask": _mask(rows),
         "labels": pad_sequence(labels, batch_first=True, padding_value=-100),
-        "qformer_input_ids": pad_sequence(texts, batch_first=True),
-        "qformer_attention_mask": mask(texts),
     }
+
+
+def _mask(sequences: list[Tensor]) -> Tensor:
+    return pad_sequence([torch.ones_like(ids) for ids in sequences], batch_first=True)
 
 
 def answer_logits(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from tests.model.parity import (
     gradients,
     pack,
     pad,
+    pad_language,
     relative_error,
 )
 from tests.tiny import tiny_config, tiny_model, transformers_twin
@@ -48,7 +49,16 @@ SIZES = {
     },
     "four Q-Former layers": {"qformer_layers": 4, "qformer_heads": 4, "query_tokens": 5},
 }
-BATCHES = {"mixed lengths": MIXED, "equal lengths": EQUAL, "frames and text": FRAMES_AND_TEXT}
+BATCHES = {
+    "mixed lengths": MIXED,
+    "equal lengths": EQUAL,
+    "frames and text": FRAMES_AND_TEXT,
+    "empty instructions": (
+        Lengths(images=1, language=0, qformer=0, answer=2),
+        Lengths(images=2, language=1, qformer=3, answer=1),
+        Lengths(images=1, language=4, qformer=0, answer=0),
+    ),
+}
 
 
 def compare_with_transformers(
@@ -156,9 +166,20 @@ def test_a_batch_without_images_trains_the_language_model_alone():
 
     alone = LlamaForCausalLM(config.text_config).eval()
     alone.load_state_dict(model.language_model.state_dict())
-    inputs = pad(config, samples)
-    theirs = alone(**{key: inputs[key] for key in ("input_ids", "attention_mask", "labels")})
+    theirs = alone(**pad_language(config, samples))
     assert model(batch).mean().item() == pytest.approx(theirs.loss.item(), rel=1e-5)
+
+
+def test_text_layers_run_without_text():
+    """A rank whose images have no text still takes part in every sharded module."""
+    config = tiny_config()
+    model = tiny_model(config)
+    batch = pack(config, draw_samples(config, (Lengths(1, 3, 0, 2),)))
+    assert batch.max_text == 0
+    model(batch).sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+    assert (model.qformer.embeddings.word_embeddings.weight.grad == 0).all()
 
 
 def test_a_text_only_sample_is_the_same_beside_images():
@@ -187,7 +208,7 @@ def test_a_sample_loses_the_same_alone_and_among_others(lengths):
 
 
 def test_nothing_leaks_between_packed_samples():
-    """Other content of the same lengths in every other sample leaves a sample's losses bit for bit."""
+    """With other content of the same lengths around it, a sample loses the same, bit for bit."""
     config = tiny_config()
     model = tiny_model(config)
     samples, others = (draw_samples(config, MIXED, seed) for seed in (0, 1))

@@ -1,0 +1,99 @@
+import shutil
+
+import pytest
+from transformers import AutoTokenizer
+
+from ibtrain.data.tokenization import InstructionTokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_processor) -> InstructionTokenizer:
+    return InstructionTokenizer.from_directory(tiny_processor)
+
+
+@pytest.fixture
+def short(tiny_processor) -> InstructionTokenizer:
+    return InstructionTokenizer.from_directory(
+        tiny_processor, max_instruction_tokens=4, max_answer_tokens=2
+    )
+
+
+def pieces(tokenizer: InstructionTokenizer, ids: tuple[int, ...], part: str) -> list[str]:
+    return getattr(tokenizer, part).convert_ids_to_tokens(list(ids))
+
+
+def test_an_instruction_for_both_parts(tokenizer):
+    tokens = tokenizer.instruction("Where is the red square?")
+    assert pieces(tokenizer, tokens.language, "language") == [
+        "</s>",
+        "▁Where",
+        "▁is",
+        "▁the",
+        "▁red",
+        "▁square",
+        "?",
+    ]
+    assert pieces(tokenizer, tokens.qformer, "qformer") == [
+        "[CLS]",
+        "where",
+        "is",
+        "the",
+        "red",
+        "square",
+        "?",
+        "[SEP]",
+    ]
+
+
+def test_an_answer_has_no_begin_and_one_end(tokenizer):
+    assert tokenizer.end_id == tokenizer.language.eos_token_id == 2
+    ids = tokenizer.answer("top left")
+    assert pieces(tokenizer, ids, "language") == ["▁top", "▁left", "</s>"]
+    assert tokenizer.answer("") == (2,)
+
+
+def test_an_instruction_loses_its_beginning(short):
+    tokens = short.instruction("Where is the red square?")
+    assert pieces(short, tokens.language, "language") == ["</s>", "▁red", "▁square", "?"]
+    assert pieces(short, tokens.qformer, "qformer") == ["[CLS]", "square", "?", "[SEP]"]
+
+
+def test_an_answer_loses_its_end_and_keeps_the_end_token(short):
+    assert short.answer("top left red blue") == short.answer("top left")
+    assert pieces(short, short.answer("top left red blue"), "language") == [
+        "▁top",
+        "▁left",
+        "</s>",
+    ]
+
+
+def test_an_answer_does_not_depend_on_the_instruction(tokenizer):
+    before = tokenizer.answer("red")
+    tokenizer.instruction("What color is the circle? red")
+    assert tokenizer.answer("red") == before
+
+
+def test_tokenizers_saved_with_another_side_are_truncated_on_the_left(tiny_processor):
+    language = AutoTokenizer.from_pretrained(tiny_processor)
+    qformer = AutoTokenizer.from_pretrained(tiny_processor / "qformer_tokenizer")
+    language.truncation_side = qformer.truncation_side = "right"
+    tokenizer = InstructionTokenizer(language, qformer, max_instruction_tokens=3)
+    tokens = tokenizer.instruction("What color is the circle?")
+    assert pieces(tokenizer, tokens.language, "language") == ["</s>", "▁circle", "?"]
+    assert pieces(tokenizer, tokens.qformer, "qformer") == ["[CLS]", "?", "[SEP]"]
+
+
+def test_a_tokenizer_without_end_token_is_refused(tiny_processor):
+    language = AutoTokenizer.from_pretrained(tiny_processor)
+    language.eos_token = None
+    with pytest.raises(ValueError, match="has no end token"):
+        InstructionTokenizer(language, language)
+
+
+def test_a_directory_without_tokenizers_is_refused(tiny_processor, tmp_path):
+    with pytest.raises(ValueError, match=r"has no tokenizer at .*empty/tokenizer_config\.json"):
+        InstructionTokenizer.from_directory(tmp_path / "empty")
+    copy = shutil.copytree(tiny_processor, tmp_path / "half")
+    shutil.rmtree(copy / "qformer_tokenizer")
+    with pytest.raises(ValueError, match=r"no tokenizer at .*half/qformer_tokenizer/tokenizer_con"):
+        InstructionTokenizer.from_directory(copy)

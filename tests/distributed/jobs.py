@@ -1,0 +1,131 @@
+"""What ranks run in these tests, besides the command line itself."""
+
+import json
+from pathlib import Path
+
+import torch
+from deepspeed.utils import safe_get_full_optimizer_state
+from safetensors.torch import save_file
+
+from ibtrain.config import Recipe, load_recipe
+from ibtrain.data.collate import Sample, collate
+from ibtrain.data.mixture import MixtureLoader, resolve_mixture
+from ibtrain.data.tokenization import InstructionTokenizer
+from ibtrain.model.base import base_config, base_directory, base_sources
+from ibtrain.model.weights import choose_sources
+from ibtrain.training.engine import Engine, start_processes
+
+FIRST_MOMENT = 0.1  # exp_avg after the first step is (1 - beta1) times the gradient
+
+
+def eight_samples(image_size: int, *, images: bool = True) -> list[Sample]:
+    """A global batch with very unequal answers; one sample in it has no image."""
+    answers = ["red", "a red circle at the top left and a blue square at the bottom right", "2", "no"]
+    samples = []
+    for index in range(8):
+        generator = torch.Generator().manual_seed(index)
+        count = 0 if index == 5 or not images else 1
+        samples.append(
+            Sample(
+                torch.randn(count, 3, image_size, image_size, generator=generator),
+                f"Question: What color is the circle {'?' * (index % 3)} Short answer:",
+                answers[index % 4] + " cat" * index,
+                "vqav2",
+                str(index),
+            )
+        )
+    return samples
+
+
+def tokenizer_of(recipe: Recipe) -> InstructionTokenizer:
+    """The base's tokenizer."""
+    return InstructionTokenizer.from_directory(base_directory(recipe.model))
+
+
+def micro_batches_of(recipe: Recipe, samples: list[Sample], size: int) -> list:
+    """Samples in micro-batches of `size`."""
+    config = base_config(recipe.model)
+    return [
+        collate(
+            samples[begin : begin + size],
+            tokenizer_of(recipe),
+            query_tokens=config.num_query_tokens,
+            image_size=recipe.data.image_size,
+        )
+        for begin in range(0, len(samples), size)
+    ]
+
+
+def build_engine(recipe: Recipe, ranks) -> Engine:
+    """An engine on the recipe's base."""
+    config = base_config(recipe.model)
+    sources = base_sources(recipe.model, config, recipe.seed)
+    chosen = choose_sources(config, recipe.model.instruction_aware, sources)
+    return Engine(recipe, ranks, config, chosen)
+
+
+def gradients(arguments: list[str]) -> None:
+    """Writes the gradient of the fixed global batch, under each (stage, micro-batch) asked for."""
+    recipe_file, out, *cases = arguments
+    ranks = start_processes()
+    for case in cases:
+        sharding, micro_batch, kind = case.split(":")
+        recipe = load_recipe(
+            recipe_file,
+            [
+                *([] if sharding == "partition-all" else [f"sharding={sharding}"]),
+                f"training.micro_batch={micro_batch}",
+                "training.gradient_clip=0",
+                "model.train_parts.language=full",
+                "model.train_parts.vision=full",
+            ],
+        )
+        engine = build_engine(recipe, ranks)
+        samples = eight_samples(recipe.data.image_size)
+        if kind == "one-rank-without-image":
+            blind = eight_samples(recipe.data.image_size, images=False)
+            samples = samples[:4] + blind[4:]
+        share = len(samples) // ranks.world
+        own = samples[ranks.rank * share : (ranks.rank + 1) * share]
+        batches = micro_batches_of(recipe, own, int(micro_batch))
+        total = sum(
+            batch.answer_ids_A.numel() for batch in micro_batches_of(recipe, samples, len(samples))
+        )
+        engine.step(batches, total, rate=0.0, update=0)
+        collected = {
+            name: safe_get_full_optimizer_state(parameter, "exp_avg").clone() / FIRST_MOMENT
+            for name, parameter in engine.model.trainable()
+        }
+        if ranks.rank == 0:
+            save_file(collected, Path(out) / f"{ranks.world}-{case.replace(':', '-')}.safetensors")
+
+
+def sample_order(arguments: list[str]) -> None:
+    """Writes the sample ids of each global batch from a first step on, as the loader gives them."""
+    recipe_file, out, first, last, *overrides = arguments
+    recipe = load_recipe(recipe_file, overrides)
+    ranks = start_processes()
+    mixture = resolve_mixture(recipe.data, recipe.training.global_batch)
+    loader = MixtureLoader(
+        recipe,
+        mixture,
+        tokenizer_of(recipe),
+        base_config(recipe.model).num_query_tokens,
+        ranks.world,
+        recipe.output / "cache",
+        int(first),
+    )
+    batches = []
+    for step, micro_batches in zip(range(int(first), int(last)), loader, strict=False):
+        own = [
+            [
+                (name, sample, int(batch.token_ids_T.sum()))
+                for name, sample in zip(batch.datasets, batch.sample_ids, strict=True)
+            ]
+            for batch in micro_batches
+        ]
+        gathered = [None] * ranks.world
+        torch.distributed.all_gather_object(gathered, [pair[:2] for part in own for pair in part])
+        batches.append([step, sorted(tuple(pair) for part in gathered for pair in part)])
+    if ranks.rank == 0:
+        Path(out).write_text(json.dumps(batches))

@@ -1,0 +1,54 @@
+"""The script, as a person calls it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import write_tiny_base
+from tools import export_checkpoint
+
+SCRIPT = Path(export_checkpoint.__file__)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, tiny_processor) -> Path:
+    return write_tiny_base(tmp_path_factory.mktemp("base") / "base", tiny_processor)
+
+
+def test_as_a_process_it_prints_one_document(base, tmp_path):
+    command = [sys.executable, SCRIPT, base, "--to", "hf", "--out", tmp_path / "out", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    document = json.loads(done.stdout)
+    assert document["directory"] == str(tmp_path / "out")
+    assert document["proof"]["max_abs_logit_error"] < 1e-4
+
+
+def test_for_people(base, tmp_path, capsys):
+    arguments = [str(base), "--to", "hf", "--out", str(tmp_path / "out")]
+    assert export_checkpoint.main(arguments) == 0
+    assert "Opened with transformers" in capsys.readouterr().out
+
+
+def test_a_wrong_request(base, tmp_path, capsys):
+    arguments = ["--to", "hf", "--out", str(tmp_path / "out")]
+    assert export_checkpoint.main([str(tmp_path / "nowhere"), *arguments]) == 2
+    assert "no such directory" in capsys.readouterr().err
+    assert export_checkpoint.main([str(base), *arguments, "--shard-gigabytes", "0"]) == 2
+    for later in ("peft", "lavis"):
+        with pytest.raises(SystemExit) as stopped:
+            export_checkpoint.main([str(base), "--to", later, "--out", str(tmp_path / "out")])
+        assert stopped.value.code == 2
+        assert f"'{later}' is not written yet; so far only hf is" in capsys.readouterr().err
+
+
+def test_a_job_that_fails(base, tmp_path, capsys, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ibtrain.export.huggingface.write_weights", full)
+    arguments = [str(base), "--to", "hf", "--out", str(tmp_path / "out")]
+    assert export_checkpoint.main(arguments) == 1
+    assert "No space left" in capsys.readouterr().err
