@@ -115,6 +115,8 @@ def _add_data(verbs: Any) -> None:
     toy = _verb(nested, "toy", _toy, "write the toy world in the official file layouts")
     toy.add_argument("directory", type=Path, metavar="DIR")
     toy.add_argument("--seed", type=int, default=0)
+    toy.add_argument("--train-images", type=int, default=3000, metavar="N")
+    toy.add_argument("--test-images", type=int, default=300, metavar="N")
     prepare = _verb(nested, "prepare", _prepare, "raw files to shards")
     prepare.add_argument("dataset", metavar="DATASET")
     prepare.add_argument("--raw", type=Path, required=True, metavar="DIR")
@@ -143,7 +145,12 @@ def _catalog(parsed: argparse.Namespace) -> int:
 def _toy(parsed: argparse.Namespace) -> int:
     from ibtrain.data.toy import write_toy
 
-    counts = write_toy(parsed.directory, seed=parsed.seed)
+    counts = write_toy(
+        parsed.directory,
+        seed=parsed.seed,
+        train_images=parsed.train_images,
+        test_images=parsed.test_images,
+    )
     lines = [f"  {name:24} {count:>7,}" for name, count in counts.items()]
     return _say(parsed, counts, f"toy world in {parsed.directory}\n" + "\n".join(lines))
 
@@ -151,7 +158,7 @@ def _toy(parsed: argparse.Namespace) -> int:
 def _prepare(parsed: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from ibtrain.data.shards import prepare
+    from ibtrain.data.prepare import prepare
 
     report = prepare(
         parsed.dataset,

@@ -5,7 +5,6 @@ directory; `${root}` stands for the recipe's `root`.
 """
 
 import difflib
-import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -237,11 +236,11 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
 
 
 def _section_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+    # tuple[X, ...] and the like are classes to isinstance, so their arguments are looked at first.
+    for argument in get_args(annotation):
+        found = _section_in(argument)
+        if found is not None:
+            return found
+    if get_origin(annotation) is None and isinstance(annotation, type):
         return annotation if issubclass(annotation, BaseModel) else None
-    if get_origin(annotation) is not None:
-        for argument in get_args(annotation):
-            found = _section_in(argument)
-            if found is not None:
-                return found
     return None

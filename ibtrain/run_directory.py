@@ -50,11 +50,17 @@ def step_of(directory: Path) -> int | None:
     return int(match.group(1)) if match else None
 
 
+def _number(directory: Path) -> int:
+    """The step of a step directory, 0 for a directory of any other name."""
+    return step_of(directory) or 0
+
+
 def whole_steps(run: Path) -> list[Path]:
     """Published step directories in ascending order (not verified)."""
     folder = checkpoints(run)
     found = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
-    return sorted((path for path in found if step_of(path) is not None), key=lambda path: path.name)
+    steps = [(step, path) for path in found if (step := step_of(path)) is not None]
+    return [path for _, path in sorted(steps)]
 
 
 def latest_step(run: Path) -> Path | None:
@@ -104,13 +110,23 @@ def sync_directory(directory: Path) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replaces `path` in one step: a reader sees the old text or the new, never a part."""
+    """Replaces `path` in one step: a reader sees the old text or the new, never a part.
+
+    Raises:
+        OSError: naming `path`; it is then as it was.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        # A full disk is reported without the file's name.
+        raise OSError(error.errno, error.strerror, str(path)) from error
     sync_directory(path.parent)
 
 
@@ -165,7 +181,8 @@ def publish_step(run: Path, step: int, write_files: Callable[[Path], None]) -> P
 
 def prune_steps(run: Path, keep: int) -> None:
     """Removes all but the newest `keep` steps (never the one LATEST names) and leftovers of
-    interrupted writes. The manifest goes first, so that a half-removed step is not a whole one."""
+    interrupted writes. The manifest goes first, so that a half-removed step is not a whole one.
+    """
     latest = latest_step(run)
     for directory in whole_steps(run)[:-keep]:
         if directory != latest:
@@ -179,7 +196,7 @@ def set_aside_newer(run: Path, step: Path) -> None:
     """Makes `step` the latest again: newer step directories are renamed to superseded-step-…."""
     write_atomically(checkpoints(run) / LATEST, f"{step.name}\n")
     for directory in whole_steps(run):
-        if directory.name > step.name:
+        if _number(directory) > _number(step):
             place = directory.with_name(f"superseded-{directory.name}")
             shutil.rmtree(place, ignore_errors=True)
             directory.rename(place)
@@ -236,6 +253,10 @@ def verify_step(directory: Path) -> int:
                 f"found, {written['bytes']} written, SHA-256 differs); {remedy}"
             )
     step: int = manifest["step"]
+    if step_of(directory) not in (step, None):
+        raise RunDirectoryError(
+            f"{directory} was written as {step_name(step)} and renamed; rename it back, or {remedy}"
+        )
     return step
 
 
@@ -243,7 +264,7 @@ def _remedy(directory: Path) -> str:
     others = [
         step.name
         for step in whole_steps(directory.parent.parent)
-        if step.name < directory.name and (step / MANIFEST).is_file()
+        if _number(step) < _number(directory) and (step / MANIFEST).is_file()
     ]
     if not others:
         return "there is no older checkpoint: copy it again, or start in a new output directory"
@@ -275,19 +296,19 @@ class RunLock:
     The kernel drops the lock with the process, however it dies.
     """
 
-    def __init__(self, run: Path):
+    def __init__(self, run: Path) -> None:
         run.mkdir(parents=True, exist_ok=True)
         self._path = run / ".lock"
         self._file = self._path.open("a+", encoding="utf-8")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             self._file.seek(0)
             holder = self._file.read().strip() or "another process"
             self._file.close()
             raise RunDirectoryError(
-                f"{run} is in use by another run ({holder}); wait for it, stop it, or give this one "
-                "its own directory with output=DIR"
+                f"{run} is in use by another run ({holder}); wait for it, stop it, or give this "
+                "one its own directory with output=DIR"
             ) from error
         self._file.truncate(0)
         self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")

@@ -4,8 +4,8 @@ The registry has one torchvision wheel per version, linked against CUDA torch. B
 torch its compiled library cannot be loaded, so the operators `torchvision::nms` and
 `torchvision::qnms` are never declared, and torchvision's meta registrations, which name them, fail
 at import. transformers (InstructBLIP's model and processor), peft and streaming all import
-torchvision, so all of them fail with it. Declaring the two schemas is enough: image transforms work,
-and the two operators still raise when somebody calls them.
+torchvision, so all of them fail with it. Declaring the two schemas is enough: image transforms
+work, and the two operators still raise when somebody calls them.
 
 Importing this module does the mend; it does nothing where the compiled library loads. Every package
 here that imports transformers, peft or streaming imports this first.

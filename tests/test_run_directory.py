@@ -379,3 +379,33 @@ def test_a_released_lock_is_free(tmp_path):
         RunLock(tmp_path)
     lock.release()
     RunLock(tmp_path).release()
+
+
+def test_a_renamed_step_is_refused(tmp_path):
+    publish(tmp_path, 10, 20)
+    renamed = checkpoints(tmp_path) / "step-00000030"
+    (checkpoints(tmp_path) / "step-00000020").rename(renamed)
+    with pytest.raises(
+        RunDirectoryError,
+        match=r"written as step-00000020 and renamed.*checkpoint\.resume_from=step-00000010",
+    ):
+        verify_step(renamed)
+    kept = renamed.rename(tmp_path / "best")  # a name that claims no step
+    assert verify_step(kept) == 20
+
+
+def test_steps_of_more_digits_are_newer(tmp_path):
+    publish(tmp_path, 99_999_999, 100_000_000)
+    assert [step_of(path) for path in whole_steps(tmp_path)] == [99_999_999, 100_000_000]
+    set_aside_newer(tmp_path, checkpoints(tmp_path) / "step-99999999")
+    assert names(tmp_path) == [LATEST, "step-99999999", "superseded-step-100000000"]
+
+
+def test_a_text_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("before")
+    (tmp_path / ".recipe.yaml.tmp").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device") as error:
+        write_atomically(tmp_path / "recipe.yaml", "after")
+    assert error.value.filename == str(tmp_path / "recipe.yaml")
+    assert (tmp_path / "recipe.yaml").read_text() == "before"
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]

@@ -3,9 +3,9 @@
     make quickstart          (or: .venv/bin/python tools/quickstart.py [--directory quickstart])
 
 Draws a toy world in the official file layouts, prepares shards, trains a base (captioning, every
-part), tunes it on instructions (Q-Former only) under DeepSpeed ZeRO-3 on two processes, evaluates it
-on scenes it never saw, exports it, and asks transformers' own classes for the same answers. Give the
-command again after an interruption: finished steps are kept.
+part), tunes it on instructions (Q-Former only) under DeepSpeed ZeRO-3 on two processes, evaluates
+it on scenes it never saw, exports it, and asks transformers' own classes for the same answers. Give
+the command again after an interruption: finished steps are kept.
 """
 
 import argparse
@@ -26,6 +26,7 @@ TRAINING_SETS = {
     "vqav2": "vqav2",
     "aokvqa": "aokvqa",
     "llava_conversation": "llava",
+    "toy_text": "text",
 }
 BENCHMARKS = {"gqa": "testdev", "gqa-challenge": "challenge"}
 
@@ -33,7 +34,7 @@ BENCHMARKS = {"gqa": "testdev", "gqa-challenge": "challenge"}
 class Quickstart:
     """Runs the steps in order; each is a command that a person could type."""
 
-    def __init__(self, directory: Path, ranks: int):
+    def __init__(self, directory: Path, ranks: int) -> None:
         self.directory = directory
         self.ranks = ranks
         self.environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}"}
@@ -63,12 +64,14 @@ class Quickstart:
             "train",
             recipe,
             f"root={self.directory}",
+            *(("training.steps=4", "checkpoint.every=2") if self.rehearsal else ()),
         )
 
     def prepare(self) -> None:
         """The toy world and its shards."""
         raw = self.directory / "raw"
-        self.run("ibtrain", "data", "toy", raw)
+        size = ("--train-images", "64", "--test-images", "12") if self.rehearsal else ()
+        self.run("ibtrain", "data", "toy", raw, *size)
         for dataset, folder in TRAINING_SETS.items():
             out = self.directory / "shards" / dataset
             self.run("ibtrain", "data", "prepare", dataset, "--raw", raw / folder, "--out", out)
@@ -107,9 +110,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--directory", type=Path, default=Path("quickstart"))
     parser.add_argument("--ranks", type=int, default=2, help="processes that train together")
+    parser.add_argument(
+        "--rehearsal",
+        action="store_true",
+        help="every step on a handful of images: tries the commands, learns nothing",
+    )
     arguments = parser.parse_args()
     began = time.monotonic()
-    job = Quickstart(arguments.directory, arguments.ranks)
+    job = Quickstart(arguments.directory, arguments.ranks, arguments.rehearsal)
     job.prepare()
     job.train("toy-base")
     job.export("toy-base", "base")

@@ -135,11 +135,21 @@ _ENTRIES = (
         sizes={"testdev": 12_578, "val": 132_062, "train": 943_000},
     ),
 )
-_BY_NAME = {entry.name: entry for entry in _ENTRIES}
+_TOY_TEXT = DatasetEntry(
+    name="toy_text",
+    task="text",
+    role="held_in",
+    metric="none (training only)",
+    reader="conversation",
+    split_files={"train": (("conversations.json",),)},
+    evaluation_prompt="{question}",
+    source="`ibtrain data toy` (text alone; it teaches the toy's language model its language)",
+)
+_BY_NAME = {entry.name: entry for entry in (*_ENTRIES, _TOY_TEXT)}
 
 
 def entries() -> tuple[DatasetEntry, ...]:
-    """Every dataset, held-in first."""
+    """Every published dataset, held-in first."""
     return _ENTRIES
 
 

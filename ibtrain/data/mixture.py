@@ -1,4 +1,4 @@
-"""The balanced mixture: prepared datasets drawn together, in an order that is a function of the recipe.
+"""The balanced mixture: prepared datasets drawn together, in an order that the recipe determines.
 
 p_d is proportional to sqrt(size_d) times a named factor (paper, section 2.4). Streaming draws,
 shuffles and partitions; what is ours is everything that it does not notice: shards are checked
@@ -109,8 +109,8 @@ def verify_mixture(mixture: Mixture) -> None:
         if bad:
             raise ValueError(
                 f"{len(bad)} of {len(dataset.index.shards)} shards in {dataset.index.directory} do "
-                f"not match their index, the first is {bad[0].shard} ({bad[0].reason}); prepare the dataset again or copy "
-                "it again"
+                f"not match their index, the first is {bad[0].shard} ({bad[0].reason}); copy it "
+                "again, or remove the directory and run `ibtrain data prepare` again"
             )
 
 
@@ -143,14 +143,17 @@ def changes_of_order(before: dict[str, Any], now: dict[str, Any], prefix: str = 
 
 def _canonical_nodes(mixture: Mixture) -> int:
     """A power of two that divides the epoch, so that Streaming neither pads nor depends on the
-    number of nodes."""
+    number of nodes.
+    """
     return math.gcd(64, mixture.epoch_samples)
 
 
 class _MixtureDataset(StreamingDataset):  # type: ignore[misc]
     """Streaming's order over the mixture; each item is a ready `Sample`."""
 
-    def __init__(self, recipe: Recipe, streams: Sequence[Stream], share: int, mixture: Mixture):
+    def __init__(
+        self, recipe: Recipe, streams: Sequence[Stream], share: int, mixture: Mixture
+    ) -> None:
         super().__init__(
             streams=streams,
             epoch_size=mixture.epoch_samples,
@@ -237,7 +240,7 @@ class MixtureLoader:
         world: int,
         cache: Path,
         first_step: int = 0,
-    ):
+    ) -> None:
         training = recipe.training
         self.steps_per_epoch = mixture.epoch_samples // training.global_batch
         self._epoch, self._begin = divmod(first_step, self.steps_per_epoch)
@@ -246,7 +249,7 @@ class MixtureLoader:
         collate_share = _CollateShare(
             tokenizer, training.micro_batch, query_tokens, recipe.data.image_size
         )
-        self._loader = DataLoader(
+        self._loader: DataLoader[Sample] = DataLoader(
             self._dataset,
             batch_size=share,
             num_workers=recipe.data.workers,
@@ -297,4 +300,3 @@ def _streams(mixture: Mixture, cache: Path) -> list[Stream]:
         )
         for dataset in mixture.datasets
     ]
-

@@ -38,7 +38,8 @@ class Example:
 @dataclass(frozen=True)
 class Record:
     """One sample on disk. `image` holds encoded bytes (JPEG or PNG), empty for text alone;
-    `instructions` every rendered variant, of which reading chooses one by (seed, epoch, id)."""
+    `instructions` every rendered variant, of which reading chooses one by (seed, epoch, id).
+    """
 
     dataset: str
     task: str

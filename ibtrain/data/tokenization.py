@@ -1,7 +1,8 @@
 """Text to token ids, the same way for training, generation and ranking.
 
 Instruction and answer are tokenized apart and joined, so that an answer's tokens never depend on
-the prompt before it. One instruction goes to two tokenizers: the Q-Former's and the language model's.
+the prompt before it. One instruction goes to two tokenizers: the Q-Former's and the language
+model's.
 """
 
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ class InstructionTokenizer:
         qformer: PreTrainedTokenizerBase,
         max_instruction_tokens: int = 128,
         max_answer_tokens: int = 256,
-    ):
+    ) -> None:
         if language.eos_token_id is None:
             raise ValueError("the language tokenizer has no end token (eos): answers cannot end")
         self.language = language

@@ -3,7 +3,8 @@
 A micro-batch is one row of T tokens, the sequences end to end; `cu_query` and `cu_key` [B+1] say
 where each begins. Vision, the Q-Former (self and cross) and the language model all call this.
 
-Shapes: T packed query rows, S packed key rows, B sequences, H query heads, G key heads, K head width.
+Shapes: T packed query rows, S packed key rows, B sequences, H query heads, G key heads,
+K head width.
 """
 
 from itertools import pairwise
@@ -132,9 +133,9 @@ def _padded(
     sequences = cu_query.numel() - 1
     query_slots = _slots(cu_query, max_query, query_THK.shape[0])
     key_slots = query_slots if cu_key is cu_query else _slots(cu_key, max_key, key_SGK.shape[0])
-    query = _Pad.apply(query_THK, query_slots, sequences * max_query)
-    key = _Pad.apply(key_SGK, key_slots, sequences * max_key)
-    value = _Pad.apply(value_SGK, key_slots, sequences * max_key)
+    query = _pad(query_THK, query_slots, sequences * max_query)
+    key = _pad(key_SGK, key_slots, sequences * max_key)
+    value = _pad(value_SGK, key_slots, sequences * max_key)
 
     column = torch.arange(max_key, device=query.device)
     key_length_B = cu_key.diff()
@@ -152,8 +153,7 @@ def _padded(
     )
     # A row that sees no key is a softmax over nothing: 0 by definition here.
     out = out.masked_fill(~seen.any(dim=-1, keepdim=True), 0.0)
-    unpadded: Tensor = _Unpad.apply(out.transpose(1, 2).flatten(0, 1), query_slots)
-    return unpadded
+    return _unpad(out.transpose(1, 2).flatten(0, 1), query_slots)
 
 
 def _slots(cumulative: Tensor, longest: int, rows: int) -> Tensor:
@@ -165,9 +165,20 @@ def _slots(cumulative: Tensor, longest: int, rows: int) -> Tensor:
     return sequence_T * longest + position_T
 
 
+def _pad(rows: Tensor, slots: Tensor, total: int) -> Tensor:
+    padded: Tensor = _Pad.apply(rows, slots, total)  # type: ignore[no-untyped-call]
+    return padded
+
+
+def _unpad(block: Tensor, slots: Tensor) -> Tensor:
+    rows: Tensor = _Unpad.apply(block, slots)  # type: ignore[no-untyped-call]
+    return rows
+
+
 class _Pad(torch.autograd.Function):
     """Rows to their slots in a block of zeros. The backward is a gather: torch's own backward of
-    the equivalent indexing is a scatter-add, several times slower on a CPU."""
+    the equivalent indexing is a scatter-add, several times slower on a CPU.
+    """
 
     @staticmethod
     def forward(context: Any, rows: Tensor, slots: Tensor, total: int) -> Tensor:

@@ -2,7 +2,8 @@
 
 Slow on purpose: what every backend is tested against, in fp64.
 
-Shapes: T packed query rows, S packed key rows, H query heads, G key heads (H % G == 0), K head width.
+Shapes: T packed query rows, S packed key rows, H query heads, G key heads (H % G == 0),
+K head width.
 """
 
 import torch

@@ -53,7 +53,7 @@ class InstructBlip(nn.Module):
             ablation and has no text weights in the Q-Former.
     """
 
-    def __init__(self, config: InstructBlipConfig, instruction_aware: bool = True):
+    def __init__(self, config: InstructBlipConfig, instruction_aware: bool = True) -> None:
         super().__init__()
         self.config = config
         self.instruction_aware = instruction_aware
@@ -85,9 +85,7 @@ class InstructBlip(nn.Module):
         embeddings_TD: Tensor = self.language_model.model.embed_tokens(batch.token_ids_T)
         # A dummy image has no rows: every rank runs every module, and its gradient is exactly zero.
         visual_VD = visual_IQD.flatten(0, 1)[: batch.visual_rows_V.numel()]
-        return embeddings_TD.index_copy(
-            0, batch.visual_rows_V, visual_VD.to(embeddings_TD.dtype)
-        )
+        return embeddings_TD.index_copy(0, batch.visual_rows_V, visual_VD.to(embeddings_TD.dtype))
 
     def hidden(self, batch: Batch) -> Tensor:
         """Last hidden states [T, D] of the language model."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
@@ -67,7 +67,7 @@ AttentionInterface.register(ATTENTION_NAME, _attention)
 AttentionMaskInterface.register(ATTENTION_NAME, _mask)
 
 
-def build_language_model(config: PretrainedConfig) -> nn.Module:
+def build_language_model(config: PretrainedConfig) -> PreTrainedModel:
     """An uninitialised language model of `config`, calling our attention.
 
     Raises:
@@ -78,20 +78,18 @@ def build_language_model(config: PretrainedConfig) -> nn.Module:
             f"the language model is of type {config.model_type!r}; supported: 'llama' "
             "(Vicuna and other models of the Llama architecture)"
         )
-    model: nn.Module = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION_NAME)
-    return model
+    return AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION_NAME)
 
 
 def packed_hidden(
-    language_model: nn.Module,
+    language_model: PreTrainedModel,
     embeddings_TD: Tensor,
     positions_T: Tensor,
     cu_tokens_B1: Tensor,
     max_tokens: int,
 ) -> Tensor:
     """Last hidden states [T, D] of packed rows; each sample sees itself alone, causally."""
-    decoder: nn.Module = language_model.model
-    out = decoder(
+    out = language_model.model(
         inputs_embeds=embeddings_TD[None],
         position_ids=positions_T[None],
         use_cache=False,
@@ -103,14 +101,16 @@ def packed_hidden(
 
 
 def answer_losses(
-    language_model: nn.Module, hidden_TD: Tensor, answer_rows_A: Tensor, answer_ids_A: Tensor
+    language_model: PreTrainedModel, hidden_TD: Tensor, answer_rows_A: Tensor, answer_ids_A: Tensor
 ) -> Tensor:
     """Cross-entropy in fp32 of each answer token [A]; logits exist for those rows only."""
     logits_AV = answer_logits(language_model, hidden_TD, answer_rows_A)
     return nn.functional.cross_entropy(logits_AV, answer_ids_A, reduction="none")
 
 
-def answer_logits(language_model: nn.Module, hidden_TD: Tensor, answer_rows_A: Tensor) -> Tensor:
+def answer_logits(
+    language_model: PreTrainedModel, hidden_TD: Tensor, answer_rows_A: Tensor
+) -> Tensor:
     """Logits [A, V] in fp32 of the rows that predict an answer token."""
     logits: Tensor = language_model.lm_head(hidden_TD.index_select(0, answer_rows_A))
     return logits.to(torch.float32)

@@ -1,8 +1,8 @@
 """The Q-Former, packed: 32 learned queries read an image under an instruction.
 
 Queries and instruction tokens share the self-attention and have a feed-forward each; every second
-layer (from layer 0) the queries alone look at the image tokens. The instruction is never padded: its
-tokens lie end to end, image after image.
+layer (from layer 0) the queries alone look at the image tokens. The instruction is never padded:
+its tokens lie end to end, image after image.
 
 Rows are held "queries first": the I*Q query rows of all images, then the L instruction rows, so the
 two kinds are slices; only self-attention needs an image's rows side by side, and reorders for it.
@@ -70,7 +70,7 @@ class RowLayout:
 class MultiHeadAttention(nn.Module):
     """Projections of one attention; the arithmetic itself is `varlen_attention`."""
 
-    def __init__(self, config: InstructBlipQFormerConfig, key_width: int):
+    def __init__(self, config: InstructBlipQFormerConfig, key_width: int) -> None:
         super().__init__()
         self.heads: int = config.num_attention_heads
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
@@ -90,7 +90,7 @@ class MultiHeadAttention(nn.Module):
 class ResidualOutput(nn.Module):
     """Linear, dropout, residual, LayerNorm: the end of every post-norm sub-layer."""
 
-    def __init__(self, config: InstructBlipQFormerConfig, width: int):
+    def __init__(self, config: InstructBlipQFormerConfig, width: int) -> None:
         super().__init__()
         self.dense = nn.Linear(width, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -106,7 +106,7 @@ class ResidualOutput(nn.Module):
 class SelfAttention(nn.Module):
     """Queries and instruction of one image see each other, in both directions."""
 
-    def __init__(self, config: InstructBlipQFormerConfig):
+    def __init__(self, config: InstructBlipQFormerConfig) -> None:
         super().__init__()
         self.attention = MultiHeadAttention(config, config.hidden_size)
         self.output = ResidualOutput(config, config.hidden_size)
@@ -135,7 +135,7 @@ class SelfAttention(nn.Module):
 class CrossAttention(nn.Module):
     """The query rows look at their image."""
 
-    def __init__(self, config: InstructBlipQFormerConfig):
+    def __init__(self, config: InstructBlipQFormerConfig) -> None:
         super().__init__()
         self.attention = MultiHeadAttention(config, config.encoder_hidden_size)
         self.output = ResidualOutput(config, config.hidden_size)
@@ -164,7 +164,7 @@ class CrossAttention(nn.Module):
 class Intermediate(nn.Module):
     """First half of a feed-forward."""
 
-    def __init__(self, config: InstructBlipQFormerConfig):
+    def __init__(self, config: InstructBlipQFormerConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
         self.activation = ACT2FN[config.hidden_act]
@@ -176,9 +176,11 @@ class Intermediate(nn.Module):
 
 
 class QFormerLayer(nn.Module):
-    """Self-attention over all rows, cross-attention from the queries, a feed-forward for each kind."""
+    """Self-attention over all rows, cross-attention from the queries, two feed-forwards."""
 
-    def __init__(self, config: InstructBlipQFormerConfig, index: int, instruction_aware: bool):
+    def __init__(
+        self, config: InstructBlipQFormerConfig, index: int, instruction_aware: bool
+    ) -> None:
         super().__init__()
         self.attention = SelfAttention(config)
         self.instruction_aware = instruction_aware
@@ -194,7 +196,8 @@ class QFormerLayer(nn.Module):
     def forward(self, hidden_RD: Tensor, image_IND: Tensor, layout: RowLayout) -> Tensor:
         """[R, D] -> [R, D]."""
         hidden_RD = self.attention(hidden_RD, layout)
-        query_RD, text_LD = hidden_RD[: layout.query_rows], hidden_RD[layout.query_rows :]
+        query_RD: Tensor = hidden_RD[: layout.query_rows]
+        text_LD = hidden_RD[layout.query_rows :]
         if self.has_cross_attention:
             query_RD = self.crossattention(query_RD, image_IND, layout)
         query_RD = self.output_query(self.intermediate_query(query_RD), query_RD)
@@ -204,9 +207,9 @@ class QFormerLayer(nn.Module):
 
 
 class QFormerEmbeddings(nn.Module):
-    """Word and position embeddings for the instruction (queries get neither), one LayerNorm for all."""
+    """Words and positions of the instruction (queries get neither), one LayerNorm for all."""
 
-    def __init__(self, config: InstructBlipQFormerConfig, instruction_aware: bool):
+    def __init__(self, config: InstructBlipQFormerConfig, instruction_aware: bool) -> None:
         super().__init__()
         self.instruction_aware = instruction_aware
         if instruction_aware:
@@ -230,7 +233,7 @@ class QFormerEmbeddings(nn.Module):
 class QFormerEncoder(nn.Module):
     """The stack of layers."""
 
-    def __init__(self, config: InstructBlipQFormerConfig, instruction_aware: bool):
+    def __init__(self, config: InstructBlipQFormerConfig, instruction_aware: bool) -> None:
         super().__init__()
         self.layer = nn.ModuleList(
             QFormerLayer(config, index, instruction_aware)
@@ -251,7 +254,7 @@ class QFormer(nn.Module):
     text feed-forwards do not exist and instructions are ignored.
     """
 
-    def __init__(self, config: InstructBlipQFormerConfig, instruction_aware: bool = True):
+    def __init__(self, config: InstructBlipQFormerConfig, instruction_aware: bool = True) -> None:
         super().__init__()
         self.config = config
         self.instruction_aware = instruction_aware
@@ -283,4 +286,5 @@ class QFormer(nn.Module):
         layout = RowLayout.of(images, queries, cu_text_I1, max_text)
         hidden_RD = self.embeddings(query_QD.repeat(images, 1), text_ids_L, layout.text_positions_L)
         hidden_RD = self.encoder(hidden_RD, image_IND, layout)
-        return hidden_RD[: layout.query_rows].unflatten(0, (images, queries))
+        query_IQD: Tensor = hidden_RD[: layout.query_rows].unflatten(0, (images, queries))
+        return query_IQD

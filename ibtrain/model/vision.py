@@ -16,7 +16,7 @@ from ibtrain.kernels import varlen_attention
 class VisionEmbeddings(nn.Module):
     """Patches and the class token, with learned absolute positions."""
 
-    def __init__(self, config: InstructBlipVisionConfig):
+    def __init__(self, config: InstructBlipVisionConfig) -> None:
         super().__init__()
         self.image_size: int = config.image_size
         patches = (config.image_size // config.patch_size) ** 2
@@ -42,7 +42,7 @@ class VisionEmbeddings(nn.Module):
 class VisionAttention(nn.Module):
     """Self-attention with one fused projection for query, key and value."""
 
-    def __init__(self, config: InstructBlipVisionConfig):
+    def __init__(self, config: InstructBlipVisionConfig) -> None:
         super().__init__()
         self.heads: int = config.num_attention_heads
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
@@ -62,7 +62,7 @@ class VisionAttention(nn.Module):
 class VisionMLP(nn.Module):
     """Two linear layers around an exact GELU."""
 
-    def __init__(self, config: InstructBlipVisionConfig):
+    def __init__(self, config: InstructBlipVisionConfig) -> None:
         super().__init__()
         self.activation = ACT2FN[config.hidden_act]
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
@@ -77,7 +77,7 @@ class VisionMLP(nn.Module):
 class VisionLayer(nn.Module):
     """One pre-norm block."""
 
-    def __init__(self, config: InstructBlipVisionConfig):
+    def __init__(self, config: InstructBlipVisionConfig) -> None:
         super().__init__()
         self.self_attn = VisionAttention(config)
         self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -87,13 +87,14 @@ class VisionLayer(nn.Module):
     def forward(self, hidden_TD: Tensor, cu_images: Tensor, tokens: int) -> Tensor:
         """[T, D] -> [T, D]."""
         hidden_TD = hidden_TD + self.self_attn(self.layer_norm1(hidden_TD), cu_images, tokens)
-        return hidden_TD + self.mlp(self.layer_norm2(hidden_TD))
+        out_TD: Tensor = hidden_TD + self.mlp(self.layer_norm2(hidden_TD))
+        return out_TD
 
 
 class VisionEncoder(nn.Module):
     """The stack of blocks."""
 
-    def __init__(self, config: InstructBlipVisionConfig):
+    def __init__(self, config: InstructBlipVisionConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(VisionLayer(config) for _ in range(config.num_hidden_layers))
 
@@ -106,9 +107,10 @@ class VisionEncoder(nn.Module):
 
 class VisionTower(nn.Module):
     """Images to image tokens. The final LayerNorm belongs to what the paper trains (LAVIS's
-    `ln_vision`), so it runs with gradients even where the encoder is frozen."""
+    `ln_vision`), so it runs with gradients even where the encoder is frozen.
+    """
 
-    def __init__(self, config: InstructBlipVisionConfig):
+    def __init__(self, config: InstructBlipVisionConfig) -> None:
         super().__init__()
         self.config = config
         self.embeddings = VisionEmbeddings(config)

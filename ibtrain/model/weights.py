@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import InstructBlipConfig
 
-from ibtrain.model.instructblip import InstructBlip, Part, part_of
+from ibtrain.model.instructblip import InstructBlip, part_of
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -45,7 +45,7 @@ class SafetensorsSource:
         ValueError: when a file is missing or is not a whole safetensors file.
     """
 
-    def __init__(self, files: Iterable[Path], description: str):
+    def __init__(self, files: Iterable[Path], description: str) -> None:
         self.description = description
         self._file_of: dict[str, Path] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -97,9 +97,10 @@ class SafetensorsSource:
 
 class RandomSource:
     """Initial weights as a function of (seed, name): LayerNorm at one, biases at zero, the rest
-    normal(0, `deviation`). Independent of the order in which tensors are asked for."""
+    normal(0, `deviation`). Independent of the order in which tensors are asked for.
+    """
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], seed: int, deviation: float):
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], seed: int, deviation: float) -> None:
         self.description = f"random weights of seed {seed}"
         self._shapes = shapes
         self._seed = seed
@@ -210,7 +211,7 @@ def check_vocabularies(
             )
 
 
-def set_trainable(model: InstructBlip, train_parts: Mapping[Part, str]) -> None:
+def set_trainable(model: InstructBlip, train_parts: Mapping[str, str]) -> None:
     """Marks the parameters of each part as trained ("full") or frozen ("frozen")."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(train_parts[part_of(name)] == "full")

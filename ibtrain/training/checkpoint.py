@@ -53,26 +53,36 @@ def save_checkpoint(engine: Engine, run: Path, step: int, state: dict[str, Any],
         save_file(moments, directory / OPTIMIZER)
         (directory / STATE).write_text(json.dumps({"step": step, **state}, indent=2) + "\n")
 
-    def publish() -> str | None:
+    def publish() -> bool:
         try:
             publish_step(run, step, write_files)
-            prune_steps(run, keep)
-        except Exception as error:  # noqa: BLE001  (safetensors raises its own for a full disk)
+        except Exception as error:
             if not _is_io_error(error):
                 raise
-            return str(error)
-        return None
+            logger.warning(
+                "the checkpoint of step %d could not be written to %s (%s); training goes on, "
+                "earlier checkpoints are untouched; free space there before the next one",
+                step,
+                run,
+                error,
+            )
+            return False
+        _prune(run, keep)
+        return True
 
-    failure = on_rank_zero(engine.ranks, publish)
-    if failure is not None and engine.ranks.rank == 0:
+    return on_rank_zero(engine.ranks, publish)
+
+
+def _prune(run: Path, keep: int) -> None:
+    try:
+        prune_steps(run, keep)
+    except OSError as error:
         logger.warning(
-            "the checkpoint of step %d could not be written to %s (%s); training goes on, earlier "
-            "checkpoints are untouched; free space there before the next one",
-            step,
+            "older checkpoints in %s could not be removed (%s); training goes on, and the next "
+            "checkpoint tries again",
             run,
-            failure,
+            error,
         )
-    return failure is None
 
 
 def _is_io_error(error: Exception) -> bool:

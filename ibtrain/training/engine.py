@@ -70,8 +70,13 @@ def start_processes() -> Ranks:
     )
     if torch.cuda.is_available():
         torch.cuda.set_device(ranks.local_rank)
-    elif "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks.local_world))
+    else:
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks.local_world))
+        # DeepSpeed would compile an operator for inference's all-reduce here, which training never
+        # calls: a minute, a compiler, and, after a kill during it, a stale lock file at which every
+        # later start waits for ever.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(
         dist_backend="nccl" if torch.cuda.is_available() else "gloo",
         timeout=timedelta(minutes=30),
@@ -166,10 +171,12 @@ class Engine:
         ranks: Ranks,
         config: InstructBlipConfig,
         sources: Mapping[str, TensorSource],
-    ):
+    ) -> None:
         self.ranks = ranks
-        self.device = torch.device("cuda", ranks.local_rank) if torch.cuda.is_available() else (
-            torch.device("cpu")
+        self.device = (
+            torch.device("cuda", ranks.local_rank)
+            if torch.cuda.is_available()
+            else torch.device("cpu")
         )
         ds_config = sharding_config(recipe, ranks.world)
         self.stage: int = ds_config.get("zero_optimization", {}).get("stage", 0)
@@ -273,7 +280,8 @@ class Engine:
 
 def _decay_groups(model: InstructBlip, weight_decay: float) -> list[dict[str, Any]]:
     """Weight decay on matrices only (LAVIS: none on 1-D parameters and biases)."""
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in model.trainable():
         shape = getattr(parameter, "ds_shape", parameter.shape)
         (plain if len(shape) < 2 or name.endswith(".bias") else decayed).append(parameter)

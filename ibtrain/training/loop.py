@@ -28,16 +28,26 @@ from ibtrain.data.tokenization import InstructionTokenizer
 from ibtrain.model.base import base_config, base_directory, base_sources
 from ibtrain.model.weights import SafetensorsSource, check_vocabularies, choose_sources
 from ibtrain.run_directory import (
+    STATE,
     TRAINABLE,
     RunDirectoryError,
     RunLock,
     checkpoints,
     latest_step,
+    read_json,
     set_aside_newer,
+    step_of,
+    whole_steps,
     write_atomically,
 )
 from ibtrain.training.checkpoint import load_checkpoint, read_state, save_checkpoint
-from ibtrain.training.engine import Engine, Ranks, on_rank_zero, start_processes
+from ibtrain.training.engine import (
+    Engine,
+    Ranks,
+    on_rank_zero,
+    sharding_config,
+    start_processes,
+)
 from ibtrain.training.interruption import Interruption
 from ibtrain.training.schedule import learning_rate
 from ibtrain.training.telemetry import Telemetry
@@ -46,7 +56,7 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingError(RuntimeError):
-    """A run that cannot go on (a loss that is not finite, a last checkpoint that cannot be kept)."""
+    """A run that cannot go on: a gradient that is not finite, a last checkpoint not kept."""
 
 
 @dataclass(frozen=True)
@@ -80,15 +90,18 @@ def train(recipe: Recipe) -> TrainingResult:
         config, len(tokenizer.language), len(tokenizer.qformer), str(base_directory(recipe.model))
     )
     ranks = start_processes()
+    sharding_config(recipe, ranks.world)
     lock = on_rank_zero_only(ranks, lambda: RunLock(recipe.output))
-    on_rank_zero(ranks, lambda: verify_mixture(mixture))
-    order = order_fingerprint(recipe, mixture)
-    resumed = on_rank_zero(ranks, lambda: _find_resume(recipe, order))
-    run = _Run(recipe, ranks, mixture, config, tokenizer, order, resumed)
     try:
-        return run.to_the_end()
+        on_rank_zero(ranks, lambda: verify_mixture(mixture))
+        order = order_fingerprint(recipe, mixture)
+        resumed = on_rank_zero(ranks, lambda: _find_resume(recipe, order))
+        run = _Run(recipe, ranks, mixture, config, tokenizer, order, resumed)
+        try:
+            return run.to_the_end()
+        finally:
+            run.close()
     finally:
-        run.close()
         if lock is not None:
             lock.release()
 
@@ -111,18 +124,10 @@ def _check_fit(recipe: Recipe, config: InstructBlipConfig) -> None:
 
 def _find_resume(recipe: Recipe, order: dict[str, Any]) -> tuple[Path, int] | None:
     """The verified step directory to go on from, and its step; None to begin at the beginning."""
-    if recipe.checkpoint.resume_from is not None:
-        directory: Path | None = checkpoints(recipe.output) / recipe.checkpoint.resume_from
-    else:
-        directory = latest_step(recipe.output)
-    write_atomically(recipe.output / "recipe.yaml", dump_recipe(recipe))
+    directory = _step_to_go_on_from(recipe)
     if directory is None:
+        write_atomically(recipe.output / "recipe.yaml", dump_recipe(recipe))
         return None
-    if not directory.is_dir():
-        raise RunDirectoryError(
-            f"checkpoint.resume_from names {directory.name!r}, which is not in "
-            f"{checkpoints(recipe.output)}"
-        )
     state = read_state(directory)
     changes = changes_of_order(state["order"], order)
     if changes and not recipe.checkpoint.accept_changed_data:
@@ -131,9 +136,40 @@ def _find_resume(recipe: Recipe, order: dict[str, Any]) -> tuple[Path, int] | No
             + "\n  ".join(changes)
             + "\nput it back as it was, or accept it with checkpoint.accept_changed_data=true"
         )
+    write_atomically(recipe.output / "recipe.yaml", dump_recipe(recipe))
     if recipe.checkpoint.resume_from is not None:
         set_aside_newer(recipe.output, directory)
     return directory, state["step"]
+
+
+def _step_to_go_on_from(recipe: Recipe) -> Path | None:
+    """The step that `resume_from` names, else the latest.
+
+    Newer steps that this very recipe has trained since are not undone: a command with `resume_from`
+    that is interrupted and given again (a job that Slurm requeues) goes on.
+    """
+    named = recipe.checkpoint.resume_from
+    if named is None:
+        return latest_step(recipe.output)
+    directory = checkpoints(recipe.output) / named
+    if step_of(directory) is None or directory not in whole_steps(recipe.output):
+        there = ", ".join(step.name for step in whole_steps(recipe.output)) or "there is none"
+        raise RunDirectoryError(
+            f"checkpoint.resume_from names {named!r}, which is not a step directory in "
+            f"{checkpoints(recipe.output)} ({there})"
+        )
+    for later in reversed(whole_steps(recipe.output)):
+        if later == directory or _was_trained_by(recipe, later):
+            return later
+    return directory
+
+
+def _was_trained_by(recipe: Recipe, step: Path) -> bool:
+    try:
+        state = read_json(step / STATE, "choose another step")
+    except RunDirectoryError:
+        return False
+    return bool(state.get("recipe") == recipe.model_dump(mode="json"))
 
 
 class _Run:
@@ -148,7 +184,7 @@ class _Run:
         tokenizer: InstructionTokenizer,
         order: dict[str, Any],
         resumed: tuple[Path, int] | None,
-    ):
+    ) -> None:
         self.recipe, self.ranks, self.order = recipe, ranks, order
         self.names = [dataset.name for dataset in mixture.datasets]
         sources = base_sources(recipe.model, config, recipe.seed)
@@ -171,9 +207,7 @@ class _Run:
             self.first_step,
         )
         self.window = _Window(self.names, self.engine.device)
-        self.telemetry = (
-            Telemetry(recipe.output, self.first_step) if ranks.rank == 0 else None
-        )
+        self.telemetry = Telemetry(recipe.output, self.first_step) if ranks.rank == 0 else None
         self.interruption = Interruption()
         self._announce(resumed)
 
@@ -221,14 +255,14 @@ class _Run:
             self.window.add(micro_batches, losses, time.perf_counter() - started, waited)
             if step % training.log_every == 0 or step == training.steps:
                 self._report(step, rate, norm)
-            if step % every == 0 or step == training.steps or interrupted:
-                if self._save(step):
-                    saved = step
+            due = step % every == 0 or step == training.steps or interrupted
+            if due and self._save(step):
+                saved = step
         if saved != step:
             raise TrainingError(
-                f"step {step} is done but its checkpoint could not be written; the last one kept is "
-                f"of step {saved}; free space for {self.recipe.output} and give the same command "
-                "again"
+                f"step {step} is done but its checkpoint could not be written; the last one kept "
+                f"is of step {saved}; free space for {self.recipe.output} and give the same "
+                "command again"
             )
         return TrainingResult(self.recipe.output, step, interrupted and step < training.steps)
 
@@ -278,16 +312,14 @@ class _Run:
         )
 
     def close(self) -> None:
-        """Gives back signal handlers and open files."""
+        """Gives back signal handlers."""
         self.interruption.restore()
-        if self.telemetry is not None:
-            self.telemetry.close()
 
 
 class _Window:
     """Sums since the last report; only `close` talks to the other ranks."""
 
-    def __init__(self, names: list[str], device: torch.device):
+    def __init__(self, names: list[str], device: torch.device) -> None:
         self._index = {name: place for place, name in enumerate(names)}
         self._device = device
         self._reset()
@@ -299,7 +331,11 @@ class _Window:
         self._waited = 0.0
 
     def add(
-        self, micro_batches: Sequence[Batch], losses: Sequence[Tensor], seconds: float, waited: float
+        self,
+        micro_batches: Sequence[Batch],
+        losses: Sequence[Tensor],
+        seconds: float,
+        waited: float,
     ) -> None:
         """Counts one step of this rank."""
         for batch, loss_A in zip(micro_batches, losses, strict=True):
@@ -343,4 +379,3 @@ def _memory(device: torch.device) -> dict[str, float]:
     if device.type == "cuda":
         peak["device_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
     return peak
-

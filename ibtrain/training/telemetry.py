@@ -1,15 +1,24 @@
 """What a run reports: metrics.jsonl and TensorBoard, one line per logged step.
 
-A report that cannot be written (a full disk) is given up with one warning; the run goes on.
+A report that cannot be written (a full disk) is left out with one warning; the run goes on, and so
+does the report when there is space again. TensorBoard's own writer works in a thread, which dies of
+its first error; here its events are appended in place, whole or not at all.
 """
 
+import contextlib
+import io
 import json
 import logging
 import math
+import os
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from ibtrain.run_directory import write_atomically
 
@@ -25,38 +34,53 @@ class Telemetry:
             files read as one uninterrupted run.
     """
 
-    def __init__(self, run: Path, resumed_step: int):
-        self._path = run / "metrics.jsonl"
-        self._failed = False
-        _drop_lines_after(self._path, resumed_step)
-        self._writer = SummaryWriter(str(run), purge_step=resumed_step + 1)
+    def __init__(self, run: Path, resumed_step: int) -> None:
+        self._lines = run / "metrics.jsonl"
+        self._events = run / (
+            f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"
+        )
+        self._failing = False
+        _drop_lines_after(self._lines, resumed_step)
+        purge = Event(step=resumed_step + 1, session_log=SessionLog(status=SessionLog.START))
+        _append(self._events, _record(Event(file_version="brain.Event:2")) + _record(purge))
 
     def log(self, step: int, values: dict[str, Any]) -> None:
         """Appends `{"step": step, **values}`; nested mappings become `outer/inner` scalars.
 
         A number that is not finite is null in the line and left out of TensorBoard.
         """
-        if self._failed:
-            return
         line = json.dumps({"step": step, **_finite(values)}, allow_nan=False, default=str)
+        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in _flat(values)]
         try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
-            for name, value in _flat(values):
-                self._writer.add_scalar(name, value, step)
-            self._writer.flush()
+            _append(self._lines, (line + "\n").encode())
+            _append(self._events, _record(Event(step=step, summary=Summary(value=scalars))))
         except OSError as error:
-            self._failed = True
-            logger.warning("metrics can no longer be written (%s); training goes on", error)
+            if not self._failing:
+                logger.warning("metrics cannot be written now (%s); training goes on", error)
+            self._failing = True
+        else:
+            self._failing = False
 
-    def close(self) -> None:
-        """Flushes what is pending."""
+
+def _record(event: Event) -> bytes:
+    """An event as it stands in TensorBoard's file."""
+    event.wall_time = time.time()
+    written = io.BytesIO()
+    RecordWriter(written).write(event.SerializeToString())
+    return written.getvalue()
+
+
+def _append(path: Path, data: bytes) -> None:
+    """Adds `data` at the end of a file; on an error the file is as it was."""
+    with path.open("ab", buffering=0) as file:
+        size = file.tell()
         try:
-            self._writer.close()
-        except OSError as error:
-            if self._failed:
-                return  # said already
-            logger.warning("the TensorBoard log could not be closed (%s)", error)
+            while data:
+                data = data[file.write(data) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(size)
+            raise
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:

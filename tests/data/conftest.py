@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from ibtrain.data.prepare import prepare
 from ibtrain.data.toy import write_toy
 
 
@@ -16,6 +17,13 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("toys") / "toy"
     write_toy(directory, seed=3, train_images=60, test_images=20, num_query_tokens=4)
     return directory
+
+
+@pytest.fixture(scope="session")
+def prepared(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("shards") / "gqa"
+    prepare("gqa", toy / "gqa", out, progress=False)
+    return out
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from ibtrain.config import Recipe, load_recipe
-from ibtrain.data.shards import prepare
+from ibtrain.data.prepare import prepare
 from ibtrain.data.toy import write_toy
 from tests.tiny import vocabularies, write_tiny_base
 
@@ -34,9 +35,20 @@ class Group:
         for pid in self.pids:
             os.kill(pid, signal.SIGKILL)
 
-    def wait(self) -> list[int]:
-        """Exit codes by rank, negative for a signal."""
-        return self.zygote.ask({"wait": True})["codes"]
+    def wait(self, seconds: float = 240) -> list[int]:
+        """Exit codes by rank, negative for a signal; after `seconds` what still runs is killed."""
+        return self.zygote.ask({"wait": self.pids, "seconds": seconds})["codes"]
+
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 60) -> None:
+        """Waits for something that the running group is to bring about."""
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, self.output()
+            time.sleep(0.002)
+
+    def wait_for_steps(self, count: int) -> None:
+        """Waits until the group has reported so many steps."""
+        self.wait_until(lambda: self.output().count("\nstep ") >= count)
 
     def output(self, rank: int = 0) -> str:
         """What a rank has printed so far."""
@@ -108,9 +120,7 @@ def world_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("world")
     write_toy(directory / "raw", train_images=40, test_images=4)
     for dataset, folder in DATASETS.items():
-        prepare(
-            dataset, directory / "raw" / folder, directory / "shards" / dataset, progress=False
-        )
+        prepare(dataset, directory / "raw" / folder, directory / "shards" / dataset, progress=False)
     processor = directory / "raw/processor"
     write_tiny_base(directory / "base", processor, image_size=16)
     (directory / "tiny.yaml").write_text(RECIPE.format(root=directory))

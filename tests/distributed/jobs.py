@@ -20,7 +20,12 @@ FIRST_MOMENT = 0.1  # exp_avg after the first step is (1 - beta1) times the grad
 
 def eight_samples(image_size: int, *, images: bool = True) -> list[Sample]:
     """A global batch with very unequal answers; one sample in it has no image."""
-    answers = ["red", "a red circle at the top left and a blue square at the bottom right", "2", "no"]
+    answers = [
+        "red",
+        "a red circle at the top left and a blue square at the bottom right",
+        "2",
+        "no",
+    ]
     samples = []
     for index in range(8):
         generator = torch.Generator().manual_seed(index)

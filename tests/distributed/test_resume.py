@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from ibtrain.data.mixture import resolve_mixture
 from ibtrain.run_directory import checkpoints, latest_step, sha256_of, verify_step, whole_steps
-from tests.distributed.conftest import Group, Zygote, tiny_recipe
+from tests.distributed.conftest import Zygote, tiny_recipe
 
 KILLS = ("start", "write", *("step", "step", "write", "step") * 2)
 STEPS = 60
@@ -36,12 +36,6 @@ def quiet_run(zygote: Zygote, world_directory: Path, tmp_path_factory) -> Path:
     return run
 
 
-def wait_until(group: Group, condition, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, group.output()
-
-
 def test_ten_kills_change_nothing(
     zygote: Zygote, world_directory: Path, quiet_run: Path, tmp_path: Path
 ) -> None:
@@ -53,11 +47,10 @@ def test_ten_kills_change_nothing(
         if moment == "start":
             time.sleep(moments.uniform(0.5, 2.0))
         elif moment == "write":
-            wait_until(group, lambda: any(checkpoints(run).glob(".writing-*")))
+            group.wait_until(lambda: any(checkpoints(run).glob(".writing-*")))
         else:
             # Past one checkpoint (there is one every four steps), so that the chain moves on.
-            steps = moments.randint(4, 7)
-            wait_until(group, lambda: group.output().count("\nstep ") >= steps)  # noqa: B023
+            group.wait_for_steps(moments.randint(4, 7))
             time.sleep(moments.uniform(0.0, 0.05))
         group.kill()
         assert group.wait() == [-9, -9], group.output()
@@ -103,7 +96,14 @@ def order_of(zygote: Zygote, directory: Path, out: Path, world: int, first: int,
     zygote.run(
         world,
         "tests.distributed.jobs:sample_order",
-        *(str(directory / "tiny.yaml"), str(file), str(first), "40", f"output={out / 'run'}", *more),
+        *(
+            str(directory / "tiny.yaml"),
+            str(file),
+            str(first),
+            "40",
+            f"output={out / 'run'}",
+            *more,
+        ),
     )
     return json.loads(file.read_text())
 

@@ -72,5 +72,6 @@ def test_same_gradient_for_any_split(gradients: dict, world_directory: Path, cas
 def test_rank_without_images_trains_on(gradients: dict, world_directory: Path) -> None:
     samples = eight_samples(16)[:4] + eight_samples(16, images=False)[4:]
     assert_same(
-        gradients["2-partition-all-2-one-rank-without-image"], plain_gradient(world_directory, samples)
+        gradients["2-partition-all-2-one-rank-without-image"],
+        plain_gradient(world_directory, samples),
     )

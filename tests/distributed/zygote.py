@@ -4,15 +4,18 @@ A start of `ibtrain train` is ten seconds of imports; forking from a process tha
 leaves everything else as it is (own process group and store, gloo, kill -9 of the ranks).
 
 Protocol, one JSON object a line. In: {"world": n, "call": "module:function", "arguments": [...],
-"log": path} starts a group and answers {"pids": [...]}; {"wait": true} waits for the group and
-answers {"codes": [...]} (negative: the signal that ended the rank).
+"log": path} starts a group and answers {"pids": [...]}; {"wait": pids, "seconds": s} waits for a
+group and answers {"codes": [...]} (negative: the signal that ended the rank); ranks that have not
+ended after that time are killed.
 """
 
 import importlib
 import json
 import os
+import signal
 import socket
 import sys
+import time
 import traceback
 
 import ibtrain.torchvision_mend  # isort: skip
@@ -53,7 +56,7 @@ def rank_process(order: dict, rank: int, port: int) -> None:
         )
         module, function = order["call"].split(":")
         code = getattr(importlib.import_module(module), function)(order["arguments"]) or 0
-    except BaseException:
+    except BaseException:  # noqa: BLE001  (a fork of the parent must not live on, whatever happens)
         traceback.print_exc()
     finally:
         sys.stdout.flush()
@@ -61,20 +64,34 @@ def rank_process(order: dict, rank: int, port: int) -> None:
         os._exit(code)
 
 
+def wait(pids: list[int], seconds: float) -> list[int]:
+    """Exit codes of a group."""
+    end = time.monotonic() + seconds
+    codes: dict[int, int] = {}
+    while len(codes) < len(pids):
+        for pid in pids:
+            if pid not in codes:
+                ended, status = os.waitpid(pid, os.WNOHANG)
+                if ended:
+                    codes[pid] = os.waitstatus_to_exitcode(status)
+                elif time.monotonic() > end:
+                    os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+    return [codes[pid] for pid in pids]
+
+
 def main() -> None:
     """Serves orders until standard input ends."""
-    pids: list[int] = []
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         order = json.loads(line)
-        if order.get("wait"):
-            codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
-            print(json.dumps({"codes": codes}), flush=True)
+        if "wait" in order:
+            print(json.dumps({"codes": wait(order["wait"], order["seconds"])}), flush=True)
             continue
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        pids = []
+        pids: list[int] = []
         for rank in range(order["world"]):
             pid = os.fork()
             if pid == 0:

@@ -21,7 +21,8 @@ def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejec
 
     def make(row: Row) -> Iterable[Example]:
         identity = row.identity("id")
-        image = images.named_or_coco(row.text("image"))
+        # Text alone has no "image", as in the mixtures of later LLaVA releases.
+        image = images.named_or_coco(row.text("image")) if row.has("image") else None
         for index, (instruction, answer) in enumerate(_turns(row)):
             yield Example(
                 entry.name,

@@ -6,7 +6,8 @@
     DIR/aokvqa/aokvqa_v1p0_train.json
     DIR/llava/conversation_58k.json
     DIR/gqa/{testdev,challenge}_balanced_questions.json, DIR/gqa/images/<imageId>.jpg
-    DIR/text/corpus.txt, DIR/processor/ (tokenizers), DIR/toy.json (what was written, last)
+    DIR/text/{conversations.json, corpus.txt}, DIR/processor/ (tokenizers),
+    DIR/toy.json (what was written, last)
 
 GQA's `testdev` holds unseen scenes of attribute pairs that training has, `challenge` scenes with
 held-out pairs. Everything is a function of the seed.
@@ -66,7 +67,7 @@ def write_toy(
     directory: Path,
     *,
     seed: int = 0,
-    train_images: int = 4000,
+    train_images: int = 3000,
     test_images: int = 300,
     num_query_tokens: int = 32,
 ) -> dict[str, int]:
@@ -156,6 +157,7 @@ def _write(root: Path, seed: int, train_images: int, test_images: int) -> dict[s
         "vqav2": _write_vqav2(root / "vqav2", samples),
         "aokvqa": _write_aokvqa(root / "aokvqa", samples),
         "llava_conversation": _write_llava(root / "llava", samples),
+        "toy_text": _write_text(root / "text", samples),
         "gqa_testdev": _write_gqa(root / "gqa", "testdev", seed, test_images, held_out=False),
         "gqa_challenge": _write_gqa(root / "gqa", "challenge", seed, test_images, held_out=True),
     }
@@ -313,6 +315,32 @@ def _write_llava(directory: Path, samples: list[_Sample]) -> int:
     return len(rows)
 
 
+def _write_text(directory: Path, samples: list[_Sample]) -> int:
+    """Text alone in LLaVA's form: a scene told in words, a question about it, the answer.
+
+    The real language models come to BLIP-2 knowing their language; this is where the toy's learns
+    it (it never sees an image with a question before instruction tuning).
+    """
+    directory.mkdir()
+    rows = []
+    for sample in samples:
+        random = Random(f"text/{sample.image_id}")
+        phrasings = templates("visual_question_answering").templates
+        pairs = [
+            (random.choice(phrasings).format(question=question.question), question.answer)
+            for question in sample.questions
+        ]
+        pairs += sample.conversation[-1:]
+        for number, (human, assistant) in enumerate(pairs):
+            turns = [
+                {"from": "human", "value": f"{random.choice(sample.captions)}. {human}"},
+                {"from": "gpt", "value": assistant},
+            ]
+            rows.append({"id": f"{sample.image_id}-{number}", "conversations": turns})
+    _write_json(directory / "conversations.json", rows)
+    return len(rows)
+
+
 def _write_gqa(directory: Path, split: str, seed: int, count: int, *, held_out: bool) -> int:
     (directory / "images").mkdir(parents=True, exist_ok=True)
     used: Counter[str] = Counter()
@@ -363,5 +391,4 @@ def _write_corpus(directory: Path, samples: list[_Sample]) -> None:
         file = templates(path.stem)
         empty = dict.fromkeys(file.slots, "")
         lines.extend(" ".join(text.format_map(empty).split()) for text in file.templates)
-    directory.mkdir()
     (directory / "corpus.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -244,39 +244,53 @@ def _count(scene: Scene, random: Random) -> Question:
 
 
 def _exists(scene: Scene, random: Random) -> Question:
-    present = {thing.pair for thing in scene.objects}
+    """About a shape, a color, or (half of the time) both together."""
     there = random.random() < 0.5
-    if there:
-        color, shape = random.choice(sorted(present))
+    kind = random.choice(("shape", "color", "pair", "pair"))
+    if kind == "pair":
+        noun = " ".join(_pair_asked_for(scene, there, random))
     else:
-        allowed = _PAIRS if scene.held_out else _TRAINING_PAIRS
-        colors, shapes = ({pair[index] for pair in present} for index in (0, 1))
-        absent = [pair for pair in allowed if pair not in present]
-        hard = [pair for pair in absent if pair[0] in colors and pair[1] in shapes]
-        near = [pair for pair in absent if pair[0] in colors or pair[1] in shapes]
-        color, shape = random.choice(hard or near)
+        present = {getattr(thing, kind) for thing in scene.objects}
+        every = COLORS if kind == "color" else SHAPES
+        named = random.choice([value for value in every if (value in present) == there])
+        noun = f"{named} object" if kind == "color" else named
     answer, choices = _yes_no(there, random)
-    sentence = f"there is {'a' if there else 'no'} {color} {shape}."
     return Question(
         "exists",
-        f"Is there a {color} {shape}?",
+        f"Is there a {noun}?",
         answer,
         choices,
-        f"{answer.capitalize()}, {sentence}",
+        f"{answer.capitalize()}, there is {'a' if there else 'no'} {noun}.",
     )
 
 
+def _pair_asked_for(scene: Scene, there: bool, random: Random) -> tuple[str, str]:
+    """A (color, shape) of the scene, or one that is not in it, though its halves are if possible."""
+    present = {thing.pair for thing in scene.objects}
+    if there:
+        return random.choice(sorted(present))
+    allowed = _PAIRS if scene.held_out else _TRAINING_PAIRS
+    colors, shapes = ({pair[index] for pair in present} for index in (0, 1))
+    absent = [pair for pair in allowed if pair not in present]
+    hard = [pair for pair in absent if pair[0] in colors and pair[1] in shapes]
+    near = [pair for pair in absent if pair[0] in colors or pair[1] in shapes]
+    return random.choice(hard or near)
+
+
 def _position(scene: Scene, random: Random) -> Question | None:
-    thing = _pick(_only(scene, "name"), random)
-    if thing is None:
+    """Of an object named by its shape, or by its color, whichever names it alone."""
+    named = [(f"the {thing.shape}", thing) for thing in _only(scene, "shape")]
+    named += [(f"the {thing.color} object", thing) for thing in _only(scene, "color")]
+    if not named:
         return None
+    name, thing = random.choice(named)
     answer = POSITIONS[thing.quadrant]
     return Question(
         "position",
-        f"Where is the {thing.name}?",
+        f"Where is {name}?",
         answer,
         _choices(answer, POSITIONS, random),
-        f"The {thing.name} is at the {answer}.",
+        f"{name.capitalize()} is at the {answer}.",
     )
 
 

@@ -1,0 +1,180 @@
+"""The command line as a contract: exit codes, the JSON documents, and errors for people."""
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ibtrain import __version__
+from ibtrain.cli import main
+from ibtrain.config import load_recipe, shipped_recipes
+from ibtrain.data.toy import write_toy
+
+RECIPE = """\
+name: tiny
+root: {root}
+output: ${{root}}/run
+model: {{base: "${{root}}/base"}}
+data:
+  mixture:
+    - {{dataset: vqav2, path: "${{root}}/shards/vqav2"}}
+    - {{dataset: aokvqa, path: "${{root}}/shards/aokvqa"}}
+  epoch_samples: 64
+training: {{steps: 4, global_batch: 8, micro_batch: 4}}
+"""
+
+
+@pytest.fixture(autouse=True)
+def logger_as_it_was() -> Iterator[None]:
+    """The command line sets up our logger, which is the process's own."""
+    logger = logging.getLogger("ibtrain")
+    before = logger.handlers, logger.propagate, logger.level
+    yield
+    logger.handlers, logger.propagate = before[:2]
+    logger.setLevel(before[2])
+
+
+@pytest.fixture
+def document(capsys) -> Callable[..., Any]:
+    """Runs a verb with --json; the one document on stdout."""
+
+    def run(*arguments: str) -> Any:
+        assert main([*arguments, "--json"]) == 0, capsys.readouterr().err
+        return json.loads(capsys.readouterr().out)
+
+    return run
+
+
+@pytest.fixture
+def complaint(capsys) -> Callable[..., str]:
+    """Runs a request that is wrong; what stands on stderr."""
+
+    def run(*arguments: str) -> str:
+        assert main(arguments) == 2
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert printed.err.startswith("ibtrain: ")
+        return printed.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with raw data, two prepared datasets and a recipe of them."""
+    directory = tmp_path_factory.mktemp("world")
+    write_toy(directory / "raw", train_images=20, test_images=4)
+    for dataset in ("vqav2", "aokvqa"):
+        raw, out = str(directory / "raw" / dataset), str(directory / "shards" / dataset)
+        assert main(["data", "prepare", dataset, "--raw", raw, "--out", out]) == 0
+    (directory / "tiny.yaml").write_text(RECIPE.format(root=directory))
+    return directory
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"ibtrain {__version__}\n"
+
+
+def test_module_and_command_are_the_same_program(document):
+    (command,) = entry_points(group="console_scripts", name="ibtrain")
+    assert command.load() is main
+    arguments = [sys.executable, "-m", "ibtrain", "recipes", "--json"]
+    ended = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert json.loads(ended.stdout) == document("recipes")
+
+
+@pytest.mark.parametrize("arguments", [[], ["trian"], ["data"], ["train"], ["recipes", "print"]])
+def test_what_is_no_request(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert "usage: ibtrain" in capsys.readouterr().err
+
+
+def test_recipes_are_listed_and_shown(document, capsys):
+    assert document("recipes") == {"recipes": list(shipped_recipes())}
+    assert main(["recipes"]) == 0
+    assert capsys.readouterr().out.split() == list(shipped_recipes())
+    for name, file in shipped_recipes().items():
+        assert document("recipes", "show", name) == {"name": name, "yaml": file.read_text()}
+
+
+def test_a_recipe_is_copied_once(complaint, capsys, tmp_path):
+    copy = tmp_path / "mine.yaml"
+    assert main(["recipes", "cp", "toy", str(copy)]) == 0
+    assert capsys.readouterr().out == f"copied to {copy}\n"
+    assert load_recipe(str(copy)) == load_recipe("toy")
+    copy.write_text("changed")
+    assert f"{copy} exists" in complaint("recipes", "cp", "toy", str(copy))
+    assert copy.read_text() == "changed"
+    assert "recipes [show NAME | cp NAME FILE]" in complaint("recipes", "cp", "toy")
+
+
+@pytest.mark.parametrize(
+    "request_of",
+    [("recipes", "show"), ("train",), ("data", "mixture")],
+    ids=" ".join,
+)
+def test_an_unknown_recipe_gets_the_nearest_named(complaint, request_of):
+    assert "no recipe 'toi'" in (printed := complaint(*request_of, "toi"))
+    assert "did you mean 'toy'?" in printed
+
+
+def test_the_catalog(document, capsys):
+    rows = document("data", "catalog")
+    assert main(["data", "catalog"]) == 0
+    text = capsys.readouterr().out
+    for row in rows:
+        assert row["name"] in text
+        assert row["role"] in ("held_in", "held_out_seen", "held_out_unseen")
+        assert all(isinstance(row[key], str) and row[key] for key in ("task", "metric"))
+        assert row["files"] and all(isinstance(file, str) for file in row["files"])
+    assert {"coco_caption", "vqav2", "aokvqa", "gqa"} <= {row["name"] for row in rows}
+
+
+def test_an_unknown_dataset_gets_the_nearest_named(complaint, tmp_path):
+    folders = ("--raw", str(tmp_path), "--out", str(tmp_path / "out"))
+    assert "did you mean 'coco_caption'?" in complaint("data", "prepare", "coco_capton", *folders)
+    assert "annotations" in complaint("data", "prepare", "vqav2", *folders)  # none are there
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_prepare_says_what_became_of_the_annotations(document, world, tmp_path):
+    raw, out = str(world / "raw/aokvqa"), str(tmp_path / "out")
+    report = document("data", "prepare", "aokvqa", "--raw", raw, "--out", out)
+    assert report["written"] > 0
+    assert (report["dropped"], report["quarantined"], report["shards"]) == (0, 0, 1)
+
+
+def test_the_mixture(document, world, capsys):
+    rows = document("data", "mixture", str(world / "tiny.yaml"))["datasets"]
+    assert [row["name"] for row in rows] == ["vqav2", "aokvqa"]
+    for row in rows:
+        assert set(row) >= {"name", "size", "weight", "share", "samples_per_epoch"}
+        assert row["weight"] == pytest.approx(row["size"] ** 0.5)
+        assert row["samples_per_epoch"] == pytest.approx(64 * row["share"])
+    assert sum(row["share"] for row in rows) == pytest.approx(1)
+    assert main(["data", "mixture", str(world / "tiny.yaml"), "data.balance=uniform"]) == 0
+    assert capsys.readouterr().out.count("50.00%") == 2
+
+
+def test_a_recipe_that_cannot_be_used(complaint, world, tmp_path):
+    recipe = str(world / "tiny.yaml")
+    printed = complaint("data", "mixture", recipe, "data.balanc=uniform")
+    assert "unknown key 'data.balanc'; did you mean 'balance'?" in printed
+    printed = complaint("data", "mixture", recipe, f"root={tmp_path}")
+    assert str(tmp_path / "shards/vqav2") in printed and "ibtrain data prepare" in printed
+
+
+def test_a_model_that_is_not_there(complaint, tmp_path):
+    absent, out = str(tmp_path / "absent"), str(tmp_path / "out")
+    assert f"{absent} is not a model" in complaint("export", absent, "--to", "hf", "--out", out)
