@@ -32,7 +32,7 @@ def run(command: list[str], directory: Path) -> str:
 def test_the_commands_by_hand_after_the_quickstart(tmp_path: Path) -> None:
     """The quickstart in rehearsal (every step, few images), then each command of the README."""
     screen = run([sys.executable, str(ROOT / "tools/quickstart.py"), "--rehearsal"], tmp_path)
-    assert "transformers gives the same answer to 24 of 24 questions" in screen
+    assert re.search(r"transformers gives the same answer to (\d+) of \1 questions", screen)
     for promised in ("tuned, unseen scenes", "images shuffled", "the base before tuning", "Next:"):
         assert promised in screen
     assert (tmp_path / "quickstart/evaluation/tuned/gqa.png").is_file()

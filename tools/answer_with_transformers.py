@@ -54,8 +54,10 @@ def main() -> int:
         generated = model.generate(
             **inputs, num_beams=1, do_sample=False, max_new_tokens=arguments.max_new_tokens
         )
-        new = generated[0, inputs["input_ids"].shape[1] :] if _has_prompt(generated, inputs) else (
-            generated[0]
+        new = (
+            generated[0, inputs["input_ids"].shape[1] :]
+            if _has_prompt(generated, inputs)
+            else (generated[0])
         )
         answer = processor.tokenizer.decode(new, skip_special_tokens=True).strip()
         if answer != answers[record.id]:

@@ -34,9 +34,10 @@ BENCHMARKS = {"gqa": "testdev", "gqa-challenge": "challenge"}
 class Quickstart:
     """Runs the steps in order; each is a command that a person could type."""
 
-    def __init__(self, directory: Path, ranks: int) -> None:
+    def __init__(self, directory: Path, ranks: int, rehearsal: bool) -> None:
         self.directory = directory
         self.ranks = ranks
+        self.rehearsal = rehearsal
         self.environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}"}
         if shutil.which("nvidia-smi") is None:
             self.environment["DS_ACCELERATOR"] = "cpu"
@@ -121,10 +122,10 @@ def main() -> int:
     job.prepare()
     job.train("toy-base")
     job.export("toy-base", "base")
-    base = job.evaluate("base", "base")
+    base = job.evaluate("base", "base", "--benchmark", "gqa")
     job.train("toy")
     tuned = job.evaluate("runs/toy", "tuned")
-    shuffled = job.evaluate("runs/toy", "shuffled", "--shuffle-images")
+    shuffled = job.evaluate("runs/toy", "shuffled", "--shuffle-images", "--benchmark", "gqa")
     job.export("toy", "export")
     job.run(
         *(sys.executable, ROOT / "tools/answer_with_transformers.py", job.directory / "export"),

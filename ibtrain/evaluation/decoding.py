@@ -104,7 +104,7 @@ def generate(
     with torch.random.fork_rng(devices, enabled=settings.sample):
         if settings.sample:
             torch.manual_seed(settings.seed)
-        ids = opened.model.language_model.generate(  # type: ignore[operator]
+        ids = opened.model.language_model.generate(
             inputs_embeds=embeddings_BLD,
             attention_mask=mask_BL,
             generation_config=_generation_config(opened, settings),
@@ -143,11 +143,11 @@ def _padded_rows(
 ) -> tuple[Tensor, Tensor]:
     """The language model's input [B, L, D], padded on the left, and its mask [B, L]."""
     device = opened.device
-    embed = opened.model.language_model.model.embed_tokens  # type: ignore[union-attr]
+    embed = opened.model.language_model.model.embed_tokens
     visual = _visual_rows(opened, images, tokens)
     rows = []
     for own, instruction in zip(visual, tokens, strict=True):
-        text = embed(torch.tensor(instruction.language, device=device))  # type: ignore[operator]
+        text = embed(torch.tensor(instruction.language, device=device))
         rows.append(torch.cat([own.to(text.dtype), text]))
     longest = max(len(row) for row in rows)
     embeddings_BLD = rows[0].new_zeros(len(rows), longest, rows[0].shape[-1])

@@ -41,9 +41,7 @@ _QUESTION_TYPES = {
     "color": ("what color is the", "other"),
     "shape": ("what shape is the", "other"),
     "count": ("how many", "number"),
-    "exists": ("is there a", "yes/no"),
     "position": ("where is the", "other"),
-    "relation": ("is the", "yes/no"),
     "word": ("what word", "other"),
 }
 
@@ -191,7 +189,7 @@ def _training_samples(root: Path, seed: int, count: int) -> list[_Sample]:
         asked = world.questions(scene, random) + world.questions(scene, random)
         sample = _Sample(
             image_id,
-            world.captions(scene, random),
+            world.captions(scene),
             _balanced(asked, used, QUESTIONS_PER_TRAINING_IMAGE),
             _balanced(world.questions(scene, random), used_with_choices, 1)[0],
             world.conversation(scene, random),

@@ -194,6 +194,22 @@ def test_aokvqa_gives_a_direct_and_a_choice_example(coco: Path, write_json: Writ
     assert isinstance(found[3], Rejected) and "'correct_choice_idx' is 4" in found[3].reason
 
 
+def test_a_conversation_without_an_image_is_text_alone(coco: Path, write_json: WriteJson):
+    said = [{"from": "human", "value": "Two and two?"}, {"from": "gpt", "value": "Four."}]
+    write_json(coco.parent / "text/conversations.json", [{"id": "t", "conversations": said}])
+    assert read(coco.parent / "text", "toy_text", "train") == [
+        Example(
+            dataset="toy_text",
+            task="conversation",
+            id="t-0",
+            image=None,
+            answers=(Answer("Four."),),
+            instructions=("Two and two?",),
+            details={"turn": 0},
+        )
+    ]
+
+
 def test_conversations_keep_every_turn_with_its_history(coco: Path, write_json: WriteJson):
     def turn(speaker: str, text: Any) -> dict[str, Any]:
         return {"from": speaker, "value": text}

@@ -44,7 +44,8 @@ def test_every_annotation_is_read(toy: Path, dataset: str):
         if dataset in ("coco_caption", "vqav2"):
             assert len(found) == counts[dataset]
         if dataset == "gqa":
-            assert len(found) == counts[f"gqa_{split}"] == 40
+            assert len(found) == counts[f"gqa_{split}"]
+            assert 36 <= len(found) <= 40  # two questions an image, one where only one can be asked
             assert {item.details["question_type"] for item in found} == set(KINDS)
 
 
@@ -69,8 +70,6 @@ def test_held_out_pairs_are_in_no_training_file(toy: Path):
                 text += path.read_text()
     text += (toy / "gqa/testdev_balanced_questions.json").read_text()
     assert not [pair for pair in HELD_OUT_PAIRS if " ".join(pair) in text]
-    challenge = (toy / "gqa/challenge_balanced_questions.json").read_text()
-    assert any(" ".join(pair) in challenge for pair in HELD_OUT_PAIRS)
 
 
 def test_a_toy_that_is_there_is_left_alone(toy: Path):

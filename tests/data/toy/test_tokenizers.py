@@ -7,7 +7,7 @@ from transformers import BertTokenizerFast, InstructBlipProcessor, LlamaTokenize
 
 from ibtrain.data.toy.world import COLORS, SHAPES, WORDS
 
-TOY_WORDS = [*COLORS, *SHAPES, *WORDS, *"0123", "yes", "no", "top", "bottom", "left", "right"]
+TOY_WORDS = [*COLORS, *SHAPES, *WORDS, *"0123", "top", "bottom", "left", "right"]
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,6 @@
 from collections import Counter
 from random import Random
 
-import pytest
-
 from ibtrain.data.toy.world import (
     COLORS,
     HELD_OUT_PAIRS,
@@ -27,7 +25,7 @@ SCENE = Scene((Thing("red", "circle", 0), Thing("blue", "square", 3)), Word("cat
 def everything(seed: int) -> tuple[object, ...]:
     random = Random(seed)
     scene = sample_scene(random, held_out=False)
-    said = (questions(scene, random), captions(scene, random), conversation(scene, random))
+    said = (questions(scene, random), captions(scene), conversation(scene, random))
     return (scene, *said, render(scene, random).tobytes())
 
 
@@ -54,7 +52,7 @@ def test_held_out_pairs_are_in_no_training_text():
     for seed in range(300):
         random = Random(seed)
         scene = sample_scene(random, held_out=False)
-        text = captions(scene, random)
+        text = captions(scene)
         text += [part for asked in questions(scene, random) for part in asked.choices]
         text += [part for turn in conversation(scene, random) for part in turn]
         for asked in questions(scene, random):
@@ -103,39 +101,11 @@ def test_questions_about_a_scene_have_its_answers():
     }
     assert asked["position"].answer == where[asked["position"].question]
     assert (asked["word"].question, asked["word"].answer) == ("What word is written?", "cat")
-    truth = {
-        f"Is the {first} {relation} the {second}?": answer
-        for relation in ("left of", "above")
-        for first, second, answer in (("circle", "square", "yes"), ("square", "circle", "no"))
-    }
-    seen = {by_kind(SCENE, seed)["relation"].question for seed in range(40)}
-    assert seen == set(truth)
-    for seed in range(40):
-        relation = by_kind(SCENE, seed)["relation"]
-        assert relation.answer == truth[relation.question]
-
-
-def test_a_pair_that_is_absent_is_asked_for_by_its_attributes():
-    scene = Scene((Thing("red", "square", 0), Thing("white", "circle", 1)))
-    asked = {(q.question, q.answer) for s in range(300) for q in [by_kind(scene, s)["exists"]]}
-    by_one_attribute = {
-        *((f"Is there a {color} object?", "yes") for color in ("red", "white")),
-        *((f"Is there a {c} object?", "no") for c in ("green", "blue", "yellow", "purple")),
-        *((f"Is there a {shape}?", "yes") for shape in ("square", "circle")),
-        *((f"Is there a {shape}?", "no") for shape in ("triangle", "cross")),
-    }
-    assert by_one_attribute <= asked
-    assert asked - by_one_attribute == {
-        ("Is there a red square?", "yes"),
-        ("Is there a white circle?", "yes"),
-        ("Is there a red circle?", "no"),
-        ("Is there a white square?", "no"),
-    }
 
 
 def test_ambiguous_questions_are_not_asked():
     twins = Scene((Thing("red", "circle", 0), Thing("red", "circle", 2)))
-    assert set(by_kind(twins, 1)) == {"count", "exists"}
+    assert set(by_kind(twins, 1)) == {"count"}
 
 
 def test_answers_are_short_and_among_four_choices():
@@ -149,24 +119,13 @@ def test_answers_are_short_and_among_four_choices():
     assert set(kinds) == set(KINDS)
 
 
-@pytest.mark.parametrize("kind", ["exists", "relation"])
-def test_yes_and_no_are_balanced(kind: str):
-    answers = [
-        asked.answer
-        for seed in range(800)
-        for asked in questions(sample_scene(Random(seed), held_out=False), Random(seed))
-        if asked.kind == kind
-    ]
-    assert 0.42 < answers.count("yes") / len(answers) < 0.58
-
-
 def test_captions_name_everything():
-    written = captions(SCENE, Random(2))
+    written = captions(SCENE)
     assert len(written) == 5
     for caption in written:
         for part in ("red circle", "blue square", "word cat", "top left", "top right"):
             assert part in caption
-    assert sum(caption.startswith("2 objects: ") for caption in written) == 2
+    assert sum("2 objects" in caption for caption in written) == 2
 
 
 def test_conversations_have_two_or_three_turns():
