@@ -74,8 +74,8 @@ def start_processes() -> Ranks:
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks.local_world))
         # DeepSpeed would compile an operator for inference's all-reduce here, which training never
-        # calls. It costs a minute, a compiler and 66 MB of /dev/shm per rank that nobody removes, and
-        # a kill during it leaves a lock file at which every later start waits for ever.
+        # calls. It costs a minute, a compiler and 66 MB of /dev/shm per rank that nobody removes,
+        # and a kill during it leaves a lock file at which every later start waits for ever.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(
         dist_backend="nccl" if torch.cuda.is_available() else "gloo",
