@@ -63,7 +63,6 @@ class ModelSection(Section):
     instruction_aware: bool = True
     train_parts: TrainParts = TrainParts()
     precision: Literal["bf16", "fp32"] = "bf16"
-    gradient_checkpointing: bool = False
 
     @model_validator(mode="after")
     def _one_base(self) -> "ModelSection":

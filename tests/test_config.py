@@ -43,7 +43,6 @@ EXPECTED = {
             "language": "frozen",
         },
         "precision": "bf16",
-        "gradient_checkpointing": False,
     },
     "data": {
         "mixture": [

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import random
 import resource
 import time
 from collections.abc import Sequence
@@ -244,7 +245,7 @@ class _Run:
             answer_tokens, interrupted = self._agree(micro_batches)
             rate = learning_rate(step, training)
             # Dropout is a function of (seed, step, rank), never of history.
-            torch.manual_seed(hash((self.recipe.seed, step, self.ranks.rank)) & (2**63 - 1))
+            torch.manual_seed(_seed_of(self.recipe.seed, step, self.ranks.rank))
             losses, norm = self.engine.step(micro_batches, answer_tokens, rate, update=step)
             if not math.isfinite(norm):
                 raise TrainingError(
@@ -371,6 +372,11 @@ class _Window:
         }
         self._reset()
         return values
+
+
+def _seed_of(seed: int, step: int, rank: int) -> int:
+    """A seed of 63 bits for one step of one rank."""
+    return random.Random(f"{seed}/{step}/{rank}").getrandbits(63)
 
 
 def _memory(device: torch.device) -> dict[str, float]:

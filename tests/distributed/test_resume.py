@@ -20,11 +20,11 @@ def command(world_directory: Path, output: Path, *overrides: str) -> list[str]:
     return ["train", str(world_directory / "tiny.yaml"), f"output={output}", *overrides]
 
 
-def final_files(run: Path) -> dict[str, str]:
+def final_files(run: Path, steps: int = STEPS) -> dict[str, str]:
     """Digests of the last step's weights and moments."""
     step = latest_step(run)
     assert step is not None
-    assert verify_step(step) == STEPS
+    assert verify_step(step) == steps
     return {name: sha256_of(step / f"{name}.safetensors") for name in ("trainable", "optimizer")}
 
 
@@ -64,6 +64,25 @@ def test_ten_kills_change_nothing(
     assert final_files(run) == final_files(quiet_run)
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, STEPS + 1))  # one uninterrupted record
+
+
+@pytest.mark.parametrize("sharding", [None, "zero2"])
+def test_bf16_resumes_bitwise(
+    zygote: Zygote, world_directory: Path, tmp_path: Path, sharding: str | None
+) -> None:
+    """The fp32 master weights are what is kept, not the bf16 ones that they were rounded to."""
+    overrides = ["model.precision=bf16", "training.steps=8"]
+    overrides += [f"sharding={sharding}"] if sharding else []
+    quiet, killed = tmp_path / "quiet", tmp_path / "killed"
+    zygote.run(2, "tests.distributed.zygote:run_cli", *command(world_directory, quiet, *overrides))
+    group = zygote.start_ibtrain(2, *command(world_directory, killed, *overrides))
+    group.wait_for_steps(5)
+    group.kill()
+    assert group.wait() == [-9, -9], group.output()
+    group = zygote.start_ibtrain(2, *command(world_directory, killed, *overrides))
+    assert group.wait() == [0, 0], group.output()
+    assert "going on from step-00000004" in group.output()
+    assert final_files(killed, 8) == final_files(quiet, 8)
 
 
 def losses(run: Path) -> list[float]:
