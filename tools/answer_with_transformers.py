@@ -52,7 +52,11 @@ def main() -> int:
         image = Image.open(io.BytesIO(record.image)).convert("RGB")
         inputs = processor(images=image, text=record.instructions[0], return_tensors="pt")
         generated = model.generate(
-            **inputs, num_beams=1, do_sample=False, max_new_tokens=arguments.max_new_tokens
+            **inputs,
+            num_beams=1,
+            do_sample=False,
+            min_new_tokens=1,
+            max_new_tokens=arguments.max_new_tokens,
         )
         new = (
             generated[0, inputs["input_ids"].shape[1] :]
