@@ -260,6 +260,9 @@ def _ask(parsed: argparse.Namespace) -> int:
         top_p=parsed.top_p,
         seed=parsed.seed,
     )
+    for image in parsed.image:
+        if not image.is_file():
+            raise FileNotFoundError(f"the image {image} is not there; give --image a picture")
     images = [image.read_bytes() for image in parsed.image]
     answer = generate(open_model(parsed.model), [images], [parsed.prompt], settings)[0]
     return _say(parsed, {"answer": answer}, answer)

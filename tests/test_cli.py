@@ -178,3 +178,8 @@ def test_a_recipe_that_cannot_be_used(complaint, world, tmp_path):
 def test_a_model_that_is_not_there(complaint, tmp_path):
     absent, out = str(tmp_path / "absent"), str(tmp_path / "out")
     assert f"{absent} is not a model" in complaint("export", absent, "--to", "hf", "--out", out)
+
+
+def test_ask_names_the_image_that_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ask", "model", "--image", "no/such.jpg", "--prompt", "What?"]) == 2
+    assert "the image no/such.jpg is not there" in capsys.readouterr().err
