@@ -129,16 +129,25 @@ def _add_data(verbs: Any) -> None:
 
 
 def _catalog(parsed: argparse.Namespace) -> int:
-    from dataclasses import asdict
-
     from ibtrain.data.catalog import entries
 
-    document = [asdict(entry) for entry in entries()]
-    lines = [
-        f"{entry.name:20} {entry.task:26} {entry.role:18} {entry.metric:12} "
-        f"{', '.join(entry.files)}"
+    document = [
+        entry.model_dump(mode="json")
+        | {"files": entry.files, "evaluation_prompt": entry.evaluation_prompt}
         for entry in entries()
     ]
+    lines = []
+    for entry in entries():
+        sizes = (
+            f"{name} {split.size:,}" if split.size else name for name, split in entry.splits.items()
+        )
+        files = " | ".join(" + ".join(names) for names in next(iter(entry.splits.values())).files)
+        lines += [
+            f"{entry.name}: {entry.task}, {entry.role.replace('_', ' ')}, {entry.metric}",
+            f"    splits  {', '.join(sizes)}",
+            f"    files   {files}",
+            f"    from    {entry.source}",
+        ]
     return _say(parsed, document, "\n".join(lines))
 
 

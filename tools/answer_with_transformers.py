@@ -49,7 +49,7 @@ def main() -> int:
     for record in read_records(arguments.data):
         if record.id not in answers:
             continue
-        image = Image.open(io.BytesIO(record.image)).convert("RGB")
+        image = Image.open(io.BytesIO(record.images[0])).convert("RGB")
         inputs = processor(images=image, text=record.instructions[0], return_tensors="pt")
         generated = model.generate(
             **inputs,

@@ -1,163 +1,189 @@
-"""The datasets: task category, role, metric, files, published size, prompt and where to get them.
+"""The datasets: task category, role, metric, files, published size, prompts and where to get them.
 
-Sources: InstructBLIP (arXiv 2305.06500), section 2.1, appendix C (sizes) and appendix E (prompts).
+Each is one YAML file in datasets/; a dataset of your own is one more such file, named by its path
+wherever a dataset's name is expected. Sources: InstructBLIP (arXiv 2305.06500), section 2.1,
+appendix C (sizes) and appendix E (prompts); other sizes are their owners' published counts.
 
 Raw files. `--raw DIR` names the folder of one dataset. An annotation file is looked for in DIR and
-in DIR/annotations. COCO images, which several datasets share, are looked for in DIR/images,
-DIR/../coco/images and DIR, in this order, so one copy of COCO beside the annotations of VQAv2,
-A-OKVQA and LLaVA serves them all.
+in DIR/annotations; images in each of the dataset's `image_roots`. COCO's images, which several
+datasets share, are looked for in DIR/images, DIR/../coco/images and DIR, in this order, so one copy
+of COCO beside the annotations of VQAv2, A-OKVQA and LLaVA serves them all.
 """
 
-from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Literal
+from functools import cache
+from pathlib import Path
+from string import Formatter
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Role = Literal["held_in", "held_out_seen", "held_out_unseen"]
-COCO_IMAGE_ROOTS = ("images", "../coco/images", ".")
+TASKS = (
+    "captioning",
+    "captioning_with_reading",
+    "image_question_answering",
+    "knowledge_question_answering",
+    "question_answering_with_reading",
+    "question_generation",
+    "llava_instruct",
+    "visual_reasoning",
+    "video_question_answering",
+    "visual_dialog",
+    "image_classification",
+)
+DATASETS = Path(__file__).parent / "datasets"
+_MAXIMUM_BYTES = 1 << 20
 
 
-@dataclass(frozen=True)
-class DatasetEntry:
-    """What ibtrain knows of one dataset.
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
-    `split_files` maps a split to alternatives, each a set of files that belong together; the first
-    alternative that is there is read, and `files` is every name among them. `sizes` are published
-    counts of samples by split. `image_roots` are folders relative to the raw directory. `templates`
-    names the instruction templates that its examples are rendered with (none where the annotations
-    bring instructions).
+
+class Split(_Part):
+    """One split of a dataset.
+
+    `files` are alternatives, each a set of files that belong together; the first that is wholly
+    there is read. A name that ends in "/" is a folder. `size` is the published number of samples;
+    `labelled` is false where the answers are not public.
     """
 
-    name: str
-    task: str
+    files: tuple[tuple[str, ...], ...] = Field(min_length=1)
+    size: int | None = Field(default=None, ge=1)
+    labelled: bool = True
+
+
+class DatasetEntry(_Part):
+    """What ibtrain knows of one dataset.
+
+    `reader` names a module of readers/, whose examples have forms (a caption, a question with
+    options, ...). `prompts` gives the prompt of evaluation for each form, the main one first.
+    `templates` gives the forms' training instructions: shipped ones by name, or the path of a YAML
+    file beside this one, whose name is the form. With neither, examples bring instructions.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_\-]{0,63}$")
+    task: str = Field(pattern=r"^[a-z0-9][a-z0-9_]{0,63}$")
+    """One of TASKS; a dataset of your own may name another. Where it ends in "_with_reading", text
+    is read off the images, which are then neither cropped nor mirrored."""
     role: Role
     metric: str
     reader: str
-    split_files: dict[str, tuple[tuple[str, ...], ...]]
-    evaluation_prompt: str
-    source: str
-    sizes: dict[str, int] = field(default_factory=dict)
+    reader_options: dict[str, str] = Field(default_factory=dict)
+    source: str = ""
+    prompts: dict[str, str] = Field(default_factory=dict)
     templates: tuple[str, ...] = ()
     image_roots: tuple[str, ...] = ("images", ".")
-    files: tuple[str, ...] = field(init=False)
+    splits: dict[str, Split] = Field(min_length=1)
+    """The first one is the default."""
 
-    def __post_init__(self) -> None:
-        names = [
-            name for choices in self.split_files.values() for files in choices for name in files
-        ]
-        object.__setattr__(self, "files", tuple(dict.fromkeys(names)))  # as the class is frozen
+    @model_validator(mode="after")
+    def _held_in_has_templates(self) -> "DatasetEntry":
+        forms = {Path(name).stem for name in self.templates}
+        missing = set(self.prompts) - forms
+        if self.role == "held_in" and missing:
+            raise ValueError(
+                f"templates lack the form {sorted(missing)[0]!r}, which prompts name: a dataset "
+                "that is trained on needs instructions for each form"
+            )
+        for form, prompt in self.prompts.items():
+            for _, slot, spec, conversion in Formatter().parse(prompt):
+                if slot is not None and (not slot.isidentifier() or spec or conversion):
+                    raise ValueError(
+                        f"the prompt of {form!r} has {{{slot}}}: a slot is a plain name"
+                    )
+        return self
 
     @property
-    def splits(self) -> tuple[str, ...]:
-        """Every split; the first is the default."""
-        return tuple(self.split_files)
+    def files(self) -> tuple[str, ...]:
+        """Every file name among all alternatives of all splits."""
+        names = [name for split in self.splits.values() for files in split.files for name in files]
+        return tuple(dict.fromkeys(names))
+
+    @property
+    def evaluation_prompt(self) -> str:
+        """The main prompt; the example's own instruction where there is none."""
+        return next(iter(self.prompts.values()), "{instruction}")
+
+    @property
+    def default_split(self) -> str:
+        """The split that is prepared where none is named."""
+        return next(iter(self.splits))
 
 
-_CAPTION_PROMPT = "A short image description:"
-_QUESTION_PROMPT = "Question: {question} Short answer:"
+def load_entry(path: Path) -> DatasetEntry:
+    """Reads and checks a dataset's YAML file.
 
-_ENTRIES = (
-    DatasetEntry(
-        name="coco_caption",
-        task="captioning",
-        role="held_in",
-        metric="CIDEr",
-        reader="caption",
-        split_files={
-            split: ((f"coco_karpathy_{split}.json",), ("dataset_coco.json",))
-            for split in ("train", "val", "test")
-        },
-        evaluation_prompt=_CAPTION_PROMPT,
-        source="images: https://cocodataset.org; annotations: Karpathy's split "
-        "(https://cs.stanford.edu/people/karpathy/deepimagesent/) or its LAVIS form",
-        sizes={"train": 566_747, "val": 5_000, "test": 5_000},
-        templates=("captioning",),
-        image_roots=COCO_IMAGE_ROOTS,
-    ),
-    DatasetEntry(
-        name="vqav2",
-        task="image_question_answering",
-        role="held_in",
-        metric="VQA accuracy",
-        reader="vqa",
-        split_files={
-            split: (
-                (
-                    f"v2_OpenEnded_mscoco_{split}2014_questions.json",
-                    f"v2_mscoco_{split}2014_annotations.json",
-                ),
-            )
-            for split in ("train", "val")
-        },
-        evaluation_prompt=_QUESTION_PROMPT,
-        source="https://visualqa.org/download.html; images are COCO's",
-        sizes={"train": 443_757, "val": 214_354},
-        templates=("visual_question_answering",),
-        image_roots=COCO_IMAGE_ROOTS,
-    ),
-    DatasetEntry(
-        name="aokvqa",
-        task="knowledge_question_answering",
-        role="held_in",
-        metric="multiple-choice accuracy, direct-answer accuracy",
-        reader="aokvqa",
-        split_files={split: ((f"aokvqa_v1p0_{split}.json",),) for split in ("train", "val")},
-        evaluation_prompt=_QUESTION_PROMPT,
-        source="https://allenai.org/project/a-okvqa/home; images are COCO's",
-        sizes={"train": 17_056, "val": 1_145},
-        templates=("visual_question_answering", "multiple_choice"),
-        image_roots=COCO_IMAGE_ROOTS,
-    ),
-    DatasetEntry(
-        name="llava_conversation",
-        task="llava_instruct",
-        role="held_in",
-        metric="none (training only)",
-        reader="conversation",
-        split_files={"train": (("conversation_58k.json",),)},
-        evaluation_prompt="{question}",
-        source="https://huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K; "
-        "images are COCO train2014 (or train2017)",
-        sizes={"train": 58_000},
-        image_roots=COCO_IMAGE_ROOTS,
-    ),
-    DatasetEntry(
-        name="gqa",
-        task="visual_reasoning",
-        role="held_out_unseen",
-        metric="exact match",
-        reader="gqa",
-        split_files={
-            split: ((f"{split}_balanced_questions.json",),)
-            for split in ("testdev", "val", "train", "challenge")
-        },
-        evaluation_prompt=_QUESTION_PROMPT,
-        source="https://cs.stanford.edu/people/dorarad/gqa/download.html",
-        sizes={"testdev": 12_578, "val": 132_062, "train": 943_000},
-    ),
-)
-_TOY_TEXT = DatasetEntry(
-    name="toy_text",
-    task="text",
-    role="held_in",
-    metric="none (training only)",
-    reader="conversation",
-    split_files={"train": (("conversations.json",),)},
-    evaluation_prompt="{question}",
-    source="`ibtrain data toy` (text alone; it teaches the toy's language model its language)",
-)
-_BY_NAME = {entry.name: entry for entry in (*_ENTRIES, _TOY_TEXT)}
+    Raises:
+        ValueError: naming the file, the key and what is wrong.
+    """
+    try:
+        if path.stat().st_size > _MAXIMUM_BYTES:
+            raise ValueError(f"{path}: larger than {_MAXIMUM_BYTES} bytes")
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"the dataset file {path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path}: not readable as YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected keys and values at the top")
+    entry = check_entry(content, str(path))
+    own = tuple(
+        str(path.parent / name) if name.endswith((".yaml", ".yml")) else name
+        for name in entry.templates
+    )
+    return entry.model_copy(update={"templates": own})
+
+
+def check_entry(content: dict[str, Any], place: str) -> DatasetEntry:
+    """An entry of plain values; ValueError naming `place` and every key that is wrong."""
+    try:
+        return DatasetEntry.model_validate(content)
+    except ValidationError as error:
+        known = sorted(DatasetEntry.model_fields)
+        lines = []
+        for fault in error.errors():
+            key = ".".join(str(part) for part in fault["loc"])
+            text = fault["msg"].removeprefix("Value error, ")
+            if fault["type"] == "extra_forbidden":
+                near = get_close_matches(key, known, n=1)
+                text = f"unknown key{f'; did you mean {near[0]!r}?' if near else ''}"
+            lines.append(f"{key}: {text}" if key else text)
+        raise ValueError(f"{place}: " + "; ".join(lines)) from error
+
+
+@cache
+def _shipped() -> dict[str, DatasetEntry]:
+    """All shipped entries by name: held-in first, then by task in the paper's order."""
+    entries = [load_entry(path) for path in DATASETS.glob("*.yaml")]
+    roles: tuple[str, ...] = get_args(Role)
+
+    def place(entry: DatasetEntry) -> tuple[int, int, str]:
+        task = TASKS.index(entry.task) if entry.task in TASKS else len(TASKS)
+        return roles.index(entry.role), task, entry.name
+
+    return {entry.name: entry for entry in sorted(entries, key=place)}
 
 
 def entries() -> tuple[DatasetEntry, ...]:
-    """Every published dataset, held-in first."""
-    return _ENTRIES
+    """The 26 datasets of the paper, held-in first."""
+    return tuple(entry for entry in _shipped().values() if entry.task in TASKS)
 
 
 def get(name: str) -> DatasetEntry:
-    """The entry called `name`; ValueError naming the nearest name where there is none."""
-    entry = _BY_NAME.get(name)
-    if entry is not None:
-        return entry
-    nearest = get_close_matches(name, _BY_NAME, n=1, cutoff=0.4)
-    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(_BY_NAME)}"
-    raise ValueError(f"no dataset is called {name!r}; {hint}")
+    """The entry called `name`, or of the YAML file at that path.
+
+    Raises:
+        ValueError: naming the nearest name where there is none, or what is wrong with the file.
+    """
+    if name.endswith((".yaml", ".yml")):
+        return load_entry(Path(name))
+    shipped = _shipped()
+    if name in shipped:
+        return shipped[name]
+    nearest = get_close_matches(name, shipped, n=1, cutoff=0.4)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(shipped)}"
+    raise ValueError(
+        f"no dataset is called {name!r}; {hint} (a dataset of your own is named by its .yaml file)"
+    )

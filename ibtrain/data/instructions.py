@@ -1,11 +1,12 @@
-"""Examples become instructions: templates with named slots, one YAML file per task.
+"""Examples become instructions: templates with named slots, one YAML file per form of example.
 
 Every variant is rendered into the record, and reading chooses one, so a shard can be read without
-this module. The first template of a file is the prompt that evaluation uses. A held-out dataset
-gets its evaluation prompt and nothing else.
+this module. The first instruction of a record is the prompt that evaluation uses. A held-out
+dataset gets its evaluation prompt and nothing else.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,32 +14,35 @@ from string import Formatter
 
 import yaml
 
-from ibtrain.data.catalog import get
+from ibtrain.data.catalog import DatasetEntry
 from ibtrain.data.records import Example
 
 TEMPLATE_DIRECTORY = Path(__file__).parent / "templates"
 MINIMUM_TEMPLATES = 10
+MAXIMUM_OCR_TOKENS = 30
 _KEYS = {"slots", "templates"}
 
 
 @dataclass(frozen=True)
 class TemplateFile:
-    """The templates of one task, each of which names every slot in `slots` exactly once."""
+    """The templates of one form, each of which names every slot in `slots` exactly once."""
 
-    task: str
+    form: str
     slots: tuple[str, ...]
     templates: tuple[str, ...]
 
 
 def load_templates(path: Path) -> TemplateFile:
-    """Reads and checks a template file; its name without the suffix is the task.
+    """Reads and checks a template file; its name without the suffix is the form.
 
     Raises:
         ValueError: naming the file, the line and what to change.
     """
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ValueError(f"the templates {path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: not readable as YAML: {error}") from error
     if not isinstance(root, yaml.MappingNode):
         raise ValueError(f"{path}: expected the keys {sorted(_KEYS)} at the top of the file")
@@ -101,47 +105,87 @@ def _check_slots(text: str, slots: tuple[str, ...], place: str) -> None:
 
 
 @cache
-def templates(task: str) -> TemplateFile:
-    """The shipped templates of `task`; ValueError for a task that has none."""
-    path = TEMPLATE_DIRECTORY / f"{task}.yaml"
+def templates(name: str) -> TemplateFile:
+    """The shipped templates of a form, or those of the YAML file at a path.
+
+    Raises:
+        ValueError: a form that has none, or a file that is not as it must be.
+    """
+    if name.endswith((".yaml", ".yml")):
+        return load_templates(Path(name))
+    path = TEMPLATE_DIRECTORY / f"{name}.yaml"
     if not path.is_file():
         known = sorted(file.stem for file in TEMPLATE_DIRECTORY.glob("*.yaml"))
-        raise ValueError(f"no templates for the task {task!r}; there are some for {known}")
+        raise ValueError(f"no templates for the form {name!r}; there are some for {known}")
     return load_templates(path)
 
 
-def template_version() -> str:
-    """A hash of every shipped template file; a record's instructions depend on nothing else."""
+def template_version(entry: DatasetEntry | None = None) -> str:
+    """A hash of all that a record's instructions depend on beside its annotation: the templates
+    and prompts of `entry`, or of every shipped template file.
+    """
     digest = hashlib.sha256()
-    for path in sorted(TEMPLATE_DIRECTORY.glob("*.yaml")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    if entry is None:
+        for path in sorted(TEMPLATE_DIRECTORY.glob("*.yaml")):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    else:
+        for name in entry.templates:
+            digest.update(repr(templates(name)).encode() + b"\0")
+        digest.update(repr(sorted(entry.prompts.items())).encode())
     return digest.hexdigest()[:16]
 
 
-def format_options(choices: list[str]) -> str:
+def format_options(choices: Sequence[str]) -> str:
     """Joins choices as "(a) first (b) second"; 26 at most, as the letters run out."""
     if len(choices) > 26:
         raise ValueError(f"{len(choices)} choices; at most 26 can be lettered")
     return " ".join(f"({chr(ord('a') + index)}) {text}" for index, text in enumerate(choices))
 
 
-def render(example: Example) -> tuple[str, ...]:
-    """Every instruction of an example: its own if it brings some, else one per template.
+def format_ocr_tokens(tokens: Sequence[str]) -> str:
+    """The first 30 tokens read off an image, joined as the evaluation prompt shows them (LAVIS)."""
+    return ", ".join(tokens[:MAXIMUM_OCR_TOKENS])
+
+
+def render(example: Example, entry: DatasetEntry) -> tuple[str, ...]:
+    """Every instruction of an example: its own if it brings some, else the prompt of evaluation
+    and, for a dataset that is trained on, one per template.
 
     Raises:
-        ValueError: the example lacks a slot that its templates name.
+        ValueError: the dataset has no prompt for the example's form, or the example lacks a slot.
     """
     if example.instructions:
         return example.instructions
-    entry = get(example.dataset)
+    texts = [_prompt(example, entry)]
     if entry.role == "held_in":
-        texts = templates(example.task).templates
-    else:
-        texts = (entry.evaluation_prompt,)
+        for name in entry.templates:
+            if Path(name).stem == example.form:
+                texts += templates(name).templates
     try:
-        return tuple(text.format_map(example.slots) for text in texts)
+        return tuple(dict.fromkeys(text.format_map(example.slots) for text in texts))
     except KeyError as error:
         raise ValueError(
             f"{example.dataset} {example.id}: no value for the slot {error}; "
             f"the example has {sorted(example.slots)}"
         ) from error
+
+
+def plain_input(example: Example, entry: DatasetEntry) -> str:
+    """What an example asks without any instruction: its slots in the order of the prompt.
+
+    Empty for captioning; where the example brings instructions, the first of them.
+    """
+    if example.instructions:
+        return example.instructions[0]
+    named = [slot for _, slot, _, _ in Formatter().parse(_prompt(example, entry)) if slot]
+    return " ".join(example.slots[slot] for slot in named if example.slots.get(slot))
+
+
+def _prompt(example: Example, entry: DatasetEntry) -> str:
+    prompt = entry.prompts.get(example.form)
+    if prompt is None:
+        raise ValueError(
+            f"{entry.name} has no prompt for the form {example.form!r}, which its reader "
+            f"{entry.reader!r} gives; add it to the dataset's prompts"
+        )
+    return prompt

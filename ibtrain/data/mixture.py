@@ -177,10 +177,11 @@ def draw_sample(record: Record, recipe: Recipe, epoch: int) -> Sample:
     """Chooses instruction, answer and augmentation by (seed, epoch, sample id) alone."""
     source = random.Random(f"{recipe.seed}/{epoch}/{record.dataset}/{record.id}")
     data = recipe.data
-    if record.image:
-        pixels = open_pixels(record.image, data.image_size, data.augmentation, source)[None]
-    else:
-        pixels = torch.zeros(0, 3, data.image_size, data.image_size)
+    frames = [
+        open_pixels(image, data.image_size, data.augmentation, source) for image in record.images
+    ]
+    empty = torch.zeros(0, 3, data.image_size, data.image_size)
+    pixels = torch.stack(frames) if frames else empty
     return Sample(
         pixels_ICHW=pixels,
         instruction=source.choice(record.instructions),

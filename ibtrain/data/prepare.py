@@ -82,13 +82,13 @@ def prepare(
             reasons then lie beside `out`), or not one record is left.
     """
     entry = catalog.get(dataset)
-    split = split or entry.splits[0]
+    split = split or entry.default_split
     sources = readers.annotation_files(raw, split, entry)
     request = {
         "format": _FORMAT,
         "dataset": dataset,
         "split": split,
-        "templates": instructions.template_version(),
+        "templates": instructions.template_version(entry),
         "short_side": short_side,
         "keep_original": keep_original,
         "sources": {path.name: _file_hash(path) for path in sources},
@@ -214,9 +214,11 @@ def _finished(
         dataset=item.dataset,
         task=item.task,
         id=item.id,
-        image=data,
-        instructions=instructions.render(item),
+        images=(data,) if data else (),
+        instructions=instructions.render(item, catalog.get(item.dataset)),
         answers=item.answers,
+        form=item.form,
+        plain=instructions.plain_input(item, catalog.get(item.dataset)),
         details=item.details,
     )
 

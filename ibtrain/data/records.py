@@ -20,9 +20,11 @@ class Answer:
 class Example:
     """One annotation as its reader found it, before any instruction is rendered.
 
-    `slots` is what templates fill ({"question": ..., "options": ...}); a dataset whose instructions
-    are left untouched (LLaVA) gives them in `instructions` instead. `image` is None for text alone.
-    `details` is carried into the record for evaluation (question type, annotator answers, ...).
+    `form` names the templates and the prompt, whose slots `slots` fills ({"question": ...}); a
+    dataset whose instructions are left untouched (LLaVA) gives them in `instructions` instead.
+    `image` is an image file, `video` a video file or a folder of frames; text alone has neither.
+    `answers` is empty where they are not public. `details` is carried into the record for
+    evaluation (question type, options, ...).
     """
 
     dataset: str
@@ -30,21 +32,29 @@ class Example:
     id: str
     image: Path | None
     answers: tuple[Answer, ...]
+    form: str = ""
     slots: dict[str, str] = field(default_factory=dict)
     instructions: tuple[str, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)
+    video: Path | None = None
 
 
 @dataclass(frozen=True)
 class Record:
-    """One sample on disk. `image` holds encoded bytes (JPEG or PNG), empty for text alone;
-    `instructions` every rendered variant, of which reading chooses one by (seed, epoch, id).
+    """One sample on disk.
+
+    `images` holds encoded images (JPEG or PNG): one, the frames of a video in order, or none for
+    text alone. `instructions` is every rendered variant, the first the prompt of evaluation;
+    reading chooses one by (seed, epoch, id). `plain` is the bare input without any instruction (a
+    question, its options; empty for captioning), for multitask training (paper, figure 4).
     """
 
     dataset: str
     task: str
     id: str
-    image: bytes
+    images: tuple[bytes, ...]
     instructions: tuple[str, ...]
     answers: tuple[Answer, ...]
+    form: str = ""
+    plain: str = ""
     details: dict[str, Any] = field(default_factory=dict)

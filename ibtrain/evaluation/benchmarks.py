@@ -114,8 +114,8 @@ def evaluate(
     with tqdm(total=total, desc=name or dataset, unit=" answers", disable=not progress) as bar:
         for batch in _batches(records, batch_size):
             for record, answered in zip(batch, _answer(opened, batch, dataset), strict=True):
-                if len(predictions) % stride == 0 and record.image:
-                    images[record.id] = record.image
+                if len(predictions) % stride == 0 and record.images:
+                    images[record.id] = record.images[0]
                 predictions.append(answered)
             bar.update(len(batch))
     return _result(name or dataset, metric, predictions, images, shuffle_images)
@@ -159,7 +159,7 @@ def _answer(opened: OpenedModel, batch: Sequence[Record], dataset: str) -> list[
         )
     # Where there are several instructions, the first is the one that evaluation uses.
     instructions = [record.instructions[0] for record in batch]
-    images = [[record.image] if record.image else [] for record in batch]
+    images = [list(record.images) for record in batch]
     texts = generate(opened, images, instructions, decoding_settings(dataset))
     predictions = []
     for record, instruction, text in zip(batch, instructions, texts, strict=True):
@@ -225,8 +225,8 @@ def with_shuffled_images(records: Sequence[Record], seed: int) -> list[Record]:
     """
     by_image: dict[bytes, list[int]] = defaultdict(list)
     for index, record in enumerate(records):
-        if record.image:
-            by_image[hashlib.sha256(record.image).digest()].append(index)
+        if record.images:
+            by_image[hashlib.sha256(b"".join(record.images)).digest()].append(index)
     if len(by_image) < 2:
         raise ValueError(
             f"{len(by_image)} different images among {len(records)} questions: nothing to shuffle"
@@ -241,5 +241,5 @@ def with_shuffled_images(records: Sequence[Record], seed: int) -> list[Record]:
     shuffled = list(records)
     for place, index in enumerate(order):
         giver = records[order[(place + turn) % len(order)]]
-        shuffled[index] = replace(records[index], image=giver.image)
+        shuffled[index] = replace(records[index], images=giver.images)
     return shuffled

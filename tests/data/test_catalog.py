@@ -2,6 +2,40 @@ import pytest
 
 from ibtrain.data import catalog
 from ibtrain.data.instructions import templates
+from ibtrain.data.readers import FAMILIES
+
+HELD_IN = {
+    "coco_caption": "captioning",
+    "web_capfilt": "captioning",
+    "textcaps": "captioning_with_reading",
+    "vqav2": "image_question_answering",
+    "okvqa": "knowledge_question_answering",
+    "aokvqa": "knowledge_question_answering",
+    "ocr_vqa": "question_answering_with_reading",
+    "vqav2_question_generation": "question_generation",
+    "okvqa_question_generation": "question_generation",
+    "aokvqa_question_generation": "question_generation",
+    "llava_conversation": "llava_instruct",
+    "llava_detail": "llava_instruct",
+    "llava_reasoning": "llava_instruct",
+}
+HELD_OUT_SEEN = {
+    "nocaps": "captioning",
+    "flickr30k": "captioning",
+    "vizwiz": "image_question_answering",
+    "scienceqa": "knowledge_question_answering",
+    "textvqa": "question_answering_with_reading",
+}
+HELD_OUT_UNSEEN = {
+    "gqa": "visual_reasoning",
+    "vsr": "visual_reasoning",
+    "iconqa": "visual_reasoning",
+    "msvd_qa": "video_question_answering",
+    "msrvtt_qa": "video_question_answering",
+    "ivqa": "video_question_answering",
+    "visdial": "visual_dialog",
+    "hateful_memes": "image_classification",
+}
 
 
 def test_names_are_found_and_misspelt_ones_answered_with_the_nearest():
@@ -21,17 +55,21 @@ def test_files_are_named_once():
     )
 
 
-def test_roles_splits_and_templates_are_whole():
-    roles = {entry.name: entry.role for entry in catalog.entries()}
-    assert roles == {
-        "coco_caption": "held_in",
-        "vqav2": "held_in",
-        "aokvqa": "held_in",
-        "llava_conversation": "held_in",
-        "gqa": "held_out_unseen",
-    }
-    for entry in catalog.entries():
-        assert entry.splits and entry.files and entry.source
-        assert set(entry.sizes) <= set(entry.splits)
-        for task in entry.templates:
-            assert templates(task).task == task
+@pytest.mark.parametrize(
+    ("role", "expected"),
+    [("held_in", HELD_IN), ("held_out_seen", HELD_OUT_SEEN), ("held_out_unseen", HELD_OUT_UNSEEN)],
+)
+def test_the_26_datasets_by_role_and_task(role: str, expected: dict[str, str]):
+    found = {entry.name: entry.task for entry in catalog.entries() if entry.role == role}
+    assert found == expected
+    assert len(catalog.entries()) == 26
+
+
+@pytest.mark.parametrize("entry", catalog.entries(), ids=lambda entry: entry.name)
+def test_every_entry_is_whole(entry: catalog.DatasetEntry):
+    assert entry.source and entry.metric and entry.files
+    assert entry.reader in FAMILIES
+    assert entry.evaluation_prompt
+    for name in entry.templates:
+        assert templates(name).form == name
+        assert name in entry.prompts

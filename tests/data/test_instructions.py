@@ -2,10 +2,12 @@ from pathlib import Path
 
 import pytest
 
+from ibtrain.data import catalog
 from ibtrain.data.instructions import (
     TEMPLATE_DIRECTORY,
     format_options,
     load_templates,
+    plain_input,
     render,
     template_version,
     templates,
@@ -15,8 +17,13 @@ from ibtrain.data.records import Answer, Example
 TEN = "".join(f'  - "{number} {{question}}"\n' for number in range(10))
 
 
-def example(dataset: str, task: str, slots: dict[str, str], *instructions: str) -> Example:
-    return Example(dataset, task, "1", None, (Answer("x"),), slots, instructions)
+def example(dataset: str, form: str, slots: dict[str, str], *instructions: str) -> Example:
+    task = catalog.get(dataset).task
+    return Example(dataset, task, "1", None, (Answer("x"),), form, slots, instructions)
+
+
+def rendered(dataset: str, form: str, slots: dict[str, str], *instructions: str) -> tuple[str, ...]:
+    return render(example(dataset, form, slots, *instructions), catalog.get(dataset))
 
 
 def test_every_shipped_file_is_valid_and_begins_with_the_evaluation_prompt():
@@ -25,6 +32,11 @@ def test_every_shipped_file_is_valid_and_begins_with_the_evaluation_prompt():
     }
     assert first == {
         "captioning": "A short image description:",
+        "captioning_with_reading": "OCR tokens: {ocr_tokens}. A short image description:",
+        "question_answering_with_reading": "OCR tokens: {ocr_tokens}. Question: {question} "
+        "Short answer:",
+        "question_generation": "Write a question about the image whose answer is: {answer}. "
+        "Question:",
         "visual_question_answering": "Question: {question} Short answer:",
         "multiple_choice": "Question: {question} Options: {options}. Short answer:",
     }
@@ -32,9 +44,8 @@ def test_every_shipped_file_is_valid_and_begins_with_the_evaluation_prompt():
 
 
 def test_every_variant_is_rendered():
-    texts = render(
-        example("vqav2", "visual_question_answering", {"question": "What {is} it\N{HOT BEVERAGE}?"})
-    )
+    question = "What {is} it\N{HOT BEVERAGE}?"
+    texts = rendered("vqav2", "visual_question_answering", {"question": question})
     assert len(texts) == len(templates("visual_question_answering").templates) >= 10
     assert texts[0] == "Question: What {is} it\N{HOT BEVERAGE}? Short answer:"
     assert all("What {is} it\N{HOT BEVERAGE}?" in text for text in texts)
@@ -42,19 +53,32 @@ def test_every_variant_is_rendered():
 
 def test_held_out_data_gets_the_evaluation_prompt_alone():
     slots = {"question": "Is it red?"}
-    assert render(example("gqa", "visual_question_answering", slots)) == (
+    assert rendered("gqa", "visual_question_answering", slots) == (
         "Question: Is it red? Short answer:",
     )
 
 
 def test_instructions_of_the_dataset_are_left_alone():
-    texts = render(example("llava_conversation", "conversation", {}, "What  is\nTHIS?"))
+    texts = rendered("llava_conversation", "", {}, "What  is\nTHIS?")
     assert texts == ("What  is\nTHIS?",)
 
 
 def test_a_missing_slot_is_named():
     with pytest.raises(ValueError, match="vqav2 1: no value for the slot 'question'"):
-        render(example("vqav2", "visual_question_answering", {}))
+        rendered("vqav2", "visual_question_answering", {})
+    with pytest.raises(ValueError, match="vqav2 has no prompt for the form 'captioning'"):
+        rendered("vqav2", "captioning", {})
+
+
+def test_the_plain_input_holds_no_instruction():
+    def plain(dataset: str, form: str, slots: dict[str, str], *instructions: str) -> str:
+        given = example(dataset, form, slots, *instructions)
+        return plain_input(given, catalog.get(dataset))
+
+    asked = {"question": "Is {it}?", "options": "(a) yes (b) no"}
+    assert plain("coco_caption", "captioning", {}) == ""
+    assert plain("aokvqa", "multiple_choice", asked) == "Is {it}? (a) yes (b) no"
+    assert plain("llava_detail", "", {}, "What  is\nTHIS?") == "What  is\nTHIS?"
 
 
 def test_options_are_lettered():

@@ -18,7 +18,8 @@ def test_prepare_writes_what_is_read_back(prepared: Path, toy: Path):
         assert record.instructions == (f"Question: {row['question']} Short answer:",)
         assert record.answers == (Answer(row["answer"], 1.0),)
         assert record.details["question_type"] == row["types"]["detailed"]
-        assert record.image == (toy / f"gqa/images/{row['imageId']}.jpg").read_bytes()
+        image = (toy / f"gqa/images/{row['imageId']}.jpg").read_bytes()
+        assert record.images == (image,)
 
 
 def test_the_same_request_again_does_nothing(prepared: Path, toy: Path):
@@ -35,10 +36,10 @@ def test_the_bytes_do_not_depend_on_the_number_of_workers(toy: Path, tmp_path: P
         prepare("aokvqa", toy / "aokvqa", tmp_path / str(workers), workers=workers, progress=False)
     one, two = (check_index(tmp_path / str(workers)) for workers in (1, 2))
     assert fingerprint(one) == fingerprint(two) and one.samples == 120
-    kinds = {(record.task, len(record.instructions)) for record in read_records(tmp_path / "1")}
+    kinds = {(record.form, len(record.instructions)) for record in read_records(tmp_path / "1")}
     assert kinds == {
-        (task, len(templates(task).templates))
-        for task in ("visual_question_answering", "multiple_choice")
+        (form, len(templates(form).templates))
+        for form in ("visual_question_answering", "multiple_choice")
     }
 
 

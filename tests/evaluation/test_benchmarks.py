@@ -27,7 +27,7 @@ def records(count: int = 12, dataset: str = "gqa") -> list[Record]:
                 dataset=dataset,
                 task="visual_question_answering",
                 id=f"q{index}",
-                image=encoded(noise(index // 2)),
+                images=(encoded(noise(index // 2)),),
                 instructions=(f"Question: {question} Short answer:",),
                 answers=(Answer(answer if index % 6 else "blue"),),
                 details={"question_type": kind},
@@ -106,7 +106,7 @@ def test_shuffled_images(opened, tmp_path, answering):
     answering(lambda images, prompt: str(seen.append(images[0])))
     shards = write_shards(tmp_path / "gqa", records())
     result = evaluate(opened, shards, shuffle_images=True, seed=3)
-    own = [record.image for record in records()]
+    own = [record.images[0] for record in records()]
     assert result.shuffled_images
     assert all(given != kept for given, kept in zip(seen, own, strict=True))
     assert Counter(seen) == Counter(own)
@@ -117,7 +117,7 @@ def test_shuffling_is_a_derangement_by_seed():
     given = records(40)
     shuffled = with_shuffled_images(given, 0)
     assert [record.id for record in shuffled] == [record.id for record in given]
-    assert all(a.image != b.image for a, b in zip(given, shuffled, strict=True))
+    assert all(a.images != b.images for a, b in zip(given, shuffled, strict=True))
     assert shuffled == with_shuffled_images(given, 0)
     assert shuffled != with_shuffled_images(given, 1)
 
@@ -126,7 +126,7 @@ def test_shuffling_where_one_picture_is_most_of_all():
     given = records(12)
     many = [record if index < 4 else given[4] for index, record in enumerate(given)]
     moved = sum(
-        a.image != b.image for a, b in zip(many, with_shuffled_images(many, 0), strict=True)
+        a.images != b.images for a, b in zip(many, with_shuffled_images(many, 0), strict=True)
     )
     assert moved == 8  # the four others, and the four that take their places
     with pytest.raises(ValueError, match="1 different images among 8"):
@@ -135,7 +135,7 @@ def test_shuffling_where_one_picture_is_most_of_all():
 
 def test_records_without_an_image_are_asked_without(opened, tmp_path, answering):
     answering(lambda images, prompt: str(len(images)))
-    written = [Record("gqa", "t", "q0", b"", ("Why?",), (Answer("0"),))]
+    written = [Record("gqa", "t", "q0", (), ("Why?",), (Answer("0"),))]
     result = evaluate(opened, write_shards(tmp_path / "gqa", written))
     assert result.value == 1.0
     assert list(result.by_type) == ["all"]

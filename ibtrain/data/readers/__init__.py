@@ -4,32 +4,50 @@ A reader yields an Example, or Rejected with the reason, for every annotation. W
 one annotation is told there; what is wrong with a whole file is a ValueError naming it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 from ibtrain.data.catalog import DatasetEntry
-from ibtrain.data.readers import aokvqa, caption, conversation, gqa, vqa
 from ibtrain.data.readers.fields import Rejected
 from ibtrain.data.readers.files import annotation_files
 from ibtrain.data.records import Example
 
-Reader = Callable[[Path, str, DatasetEntry], Iterator[Example | Rejected]]
+FAMILIES = (
+    "aokvqa",
+    "caption",
+    "caption_pairs",
+    "conversation",
+    "gqa",
+    "hateful_memes",
+    "iconqa",
+    "ivqa",
+    "nocaps",
+    "ocr_vqa",
+    "scienceqa",
+    "textcaps",
+    "textvqa",
+    "video_qa",
+    "visdial",
+    "vizwiz",
+    "vqa",
+    "vsr",
+)
 
-_READERS: dict[str, Reader] = {
-    "aokvqa": aokvqa.read,
-    "caption": caption.read,
-    "conversation": conversation.read,
-    "gqa": gqa.read,
-    "vqa": vqa.read,
-}
-
-__all__ = ["Rejected", "annotation_files", "read"]
+__all__ = ["FAMILIES", "Rejected", "annotation_files", "read"]
 
 
 def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejected]:
     """Reads a split of a dataset with the reader that its entry names.
 
     Raises:
-        ValueError: an unknown split, a missing file, or a file that is not in the layout.
+        ValueError: an unknown reader or split, a missing file, or a file that is not in the layout.
     """
-    return _READERS[entry.reader](raw, split, entry)
+    if entry.reader not in FAMILIES:
+        raise ValueError(
+            f"{entry.name}: no reader is called {entry.reader!r}; there are {', '.join(FAMILIES)}"
+        )
+    found: Iterator[Example | Rejected] = import_module(
+        f"ibtrain.data.readers.{entry.reader}"
+    ).read(raw, split, entry)
+    return found

@@ -12,8 +12,7 @@ from ibtrain.data.readers.fields import (
     Unused,
     counted_answers,
     each,
-    load_list,
-    numbered,
+    list_entries,
 )
 from ibtrain.data.readers.files import Images, annotation_files
 from ibtrain.data.records import Answer, Example
@@ -23,7 +22,7 @@ def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejec
     """Examples `ID-direct` (answers weighted by annotators) and `ID-choice` (the right choice)."""
     (path,) = annotation_files(raw, split, entry)
     images = Images(raw, entry)
-    for pair in numbered(path, load_list(path)):  # both of a question together: one image
+    for pair in list_entries(path):  # both of a question together: one image
         yield from each([pair], lambda row: _direct(row, entry, images))
         yield from each([pair], lambda row: _choice(row, entry, images))
 
@@ -41,10 +40,11 @@ def _direct(row: Row, entry: DatasetEntry, images: Images) -> Iterable[Example]:
     return [
         Example(
             entry.name,
-            "visual_question_answering",
+            entry.task,
             f"{row.identity('question_id')}-direct",
             _image(row, images),
             counted_answers(row.texts("direct_answers")),
+            form="visual_question_answering",
             slots={"question": row.text("question").strip()},
         )
     ]
@@ -64,10 +64,11 @@ def _choice(row: Row, entry: DatasetEntry, images: Images) -> Iterable[Example]:
     return [
         Example(
             entry.name,
-            "multiple_choice",
+            entry.task,
             f"{row.identity('question_id')}-choice",
             _image(row, images),
             (Answer(choices[right]),),
+            form="multiple_choice",
             slots={"question": row.text("question").strip(), "options": format_options(choices)},
             details={"choices": choices, "correct_choice": right},
         )

@@ -15,9 +15,8 @@ from ibtrain.data.readers.fields import (
     Row,
     Unused,
     each,
-    load_json,
-    load_object,
-    numbered,
+    entries_under,
+    list_entries,
 )
 from ibtrain.data.readers.files import Images, annotation_files, coco_number
 from ibtrain.data.records import Answer, Example
@@ -43,11 +42,19 @@ def _examples(
     details = {"image_id": identity}
     answers = tuple(Answer(caption) for caption in captions)
     if split != "train":
-        yield Example(entry.name, "captioning", identity, image, answers, details=details)
+        yield Example(
+            entry.name, entry.task, identity, image, answers, form="captioning", details=details
+        )
         return
     for index, answer in enumerate(answers, start=first):
         yield Example(
-            entry.name, "captioning", f"{identity}-{index}", image, (answer,), details=details
+            entry.name,
+            entry.task,
+            f"{identity}-{index}",
+            image,
+            (answer,),
+            form="captioning",
+            details=details,
         )
 
 
@@ -64,8 +71,7 @@ def _read_karpathy(
         texts = [sentence.text("raw") for sentence in sentences if not sentence.blank("raw")]
         return _examples(entry, split, name, images.named(name), texts, 0)
 
-    content = Row(load_object(path), path.name)
-    yield from each(numbered(path, content.entries("images")), make)
+    yield from each(entries_under(path, "images"), make)
 
 
 def _read_lavis(
@@ -83,7 +89,4 @@ def _read_lavis(
         seen[name] += 1
         return _examples(entry, split, name, image, texts, seen[name] - 1)
 
-    content = load_json(path)
-    if not isinstance(content, list):
-        raise ValueError(f"{path}: expected a list of captions at the top")
-    yield from each(numbered(path, content), make)
+    yield from each(list_entries(path), make)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ibtrain.data.catalog import DatasetEntry
-from ibtrain.data.readers.fields import FieldError, Rejected, Row, Unused, each, load_list, numbered
+from ibtrain.data.readers.fields import FieldError, Rejected, Row, Unused, each, list_entries
 from ibtrain.data.readers.files import Images, annotation_files
 from ibtrain.data.records import Answer, Example
 
@@ -26,7 +26,7 @@ def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejec
         for index, (instruction, answer) in enumerate(_turns(row)):
             yield Example(
                 entry.name,
-                "conversation",
+                entry.task,
                 f"{identity}-{index}",
                 image,
                 (Answer(answer),),
@@ -34,7 +34,7 @@ def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejec
                 details={"turn": index},
             )
 
-    yield from each(numbered(path, load_list(path)), make)
+    yield from each(list_entries(path), make)
 
 
 def _turns(row: Row) -> list[tuple[str, str]]:

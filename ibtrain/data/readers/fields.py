@@ -4,13 +4,21 @@ A wrong type is a FieldError that names file, entry and key. Readers turn it int
 bad annotation does not end the reading of a file.
 """
 
+import csv
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+import ijson
 
 from ibtrain.data.records import Answer, Example
+
+MAXIMUM_LINE_BYTES = 1 << 24
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,13 @@ class Unused(ValueError):  # noqa: N818  (not an error: the annotation is left o
     """An annotation is well-formed and gives no example."""
 
 
+@dataclass(frozen=True)
+class Unreadable:
+    """A line that is no JSON; no Row accepts it."""
+
+    reason: str
+
+
 class Row:
     """A JSON object whose values are checked when they are taken.
 
@@ -43,6 +58,8 @@ class Row:
     """
 
     def __init__(self, value: object, place: str) -> None:
+        if isinstance(value, Unreadable):
+            raise FieldError(f"{place}: not readable as JSON: {value.reason}")
         if not isinstance(value, dict):
             raise FieldError(f"{place}: expected an object, found {_kind(value)}")
         self._value = value
@@ -128,34 +145,132 @@ class Row:
 def _kind(value: object) -> str:
     if value is None:
         return "null"
-    if isinstance(value, (str, int, float)):
-        shown = repr(value)
+    if isinstance(value, (str, int, float, Decimal)):
+        shown = str(value) if isinstance(value, Decimal) else repr(value)
         return shown if len(shown) <= 60 else f"{shown[:60]}..."
     return f"a {type(value).__name__}"
 
 
-def load_json(path: Path) -> object:
-    """The content of a JSON file; ValueError naming the file where it is damaged."""
+def list_entries(path: Path) -> Iterator[tuple[str, object]]:
+    """(place, value) of each entry of a JSON file that holds a list; read piece by piece.
+
+    Raises:
+        ValueError: naming the file, where it is damaged or holds something else.
+    """
+    _expect(path, "list")
+    yield from numbered(path, _items(path, "item"))
+
+
+def entries_under(path: Path, key: str) -> Iterator[tuple[str, object]]:
+    """(place, value) of each entry of the list at `key` of a JSON object; read piece by piece.
+
+    Raises:
+        ValueError: as list_entries.
+    """
+    _expect(path, "object")
+    found = False
+    for pair in numbered(path, _items(path, f"{key}.item")):
+        found = True
+        yield pair
+    if not found and not _has_list(path, key):
+        raise ValueError(f"{path}: expected a list at the key {key!r}")
+
+
+def object_entries(path: Path) -> Iterator[tuple[str, str, object]]:
+    """(place, key, value) of each entry of a JSON object; read piece by piece.
+
+    Raises:
+        ValueError: as list_entries.
+    """
+    _expect(path, "object")
+    with path.open("rb") as file:
+        for key, value in _guarded(path, ijson.kvitems(_without_mark(file), "")):
+            yield f"{path.name}[{key[:200]!r}]", key, value
+
+
+def line_entries(path: Path) -> Iterator[tuple[str, object]]:
+    """(place, value) of each line of a JSON Lines file; a damaged line is FieldError's to raise.
+
+    A line that is no JSON is given as a string that no Row accepts, so it is rejected alone.
+    """
+    with path.open("rb") as file:
+        number = 0
+        while line := file.readline(MAXIMUM_LINE_BYTES + 1):
+            number += 1
+            place = f"{path.name}:{number}"
+            if len(line) > MAXIMUM_LINE_BYTES:
+                raise ValueError(f"{path}: line {number} is longer than {MAXIMUM_LINE_BYTES} bytes")
+            if not line.strip():
+                continue
+            try:
+                yield place, json.loads(line.decode("utf-8-sig"))
+            except (ValueError, RecursionError) as error:
+                yield place, Unreadable(str(error)[:200])
+
+
+def csv_entries(path: Path) -> Iterator[tuple[str, object]]:
+    """(place, row by column) of each row of a CSV file with a header; empty cells are left out.
+
+    Raises:
+        ValueError: naming the file, where it is damaged.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not readable as JSON: {error}") from error
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            for row in reader:
+                cells = {
+                    key: value
+                    for key, value in row.items()
+                    if isinstance(key, str) and isinstance(value, str) and value.strip()
+                }
+                yield f"{path.name}:{reader.line_num}", cells
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not readable as CSV: {error}") from error
 
 
-def load_list(path: Path) -> list[object]:
-    """The content of a JSON file that must hold a list."""
-    content = load_json(path)
-    if not isinstance(content, list):
-        raise ValueError(f"{path}: expected a list at the top, found {_kind(content)}")
-    return content
+def top_level(path: Path) -> str:
+    """What a JSON file holds: "list", "object" or "value".
+
+    Raises:
+        ValueError: naming the file, where it is not JSON.
+    """
+    with path.open("rb") as file:
+        for event, _ in _guarded(path, ijson.basic_parse(_without_mark(file))):
+            return {"start_array": "list", "start_map": "object"}.get(event, "value")
+    raise ValueError(f"{path}: not readable as JSON: it is empty")
 
 
-def load_object(path: Path) -> dict[str, object]:
-    """The content of a JSON file that must hold an object."""
-    content = load_json(path)
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected an object at the top, found {_kind(content)}")
-    return content
+def _expect(path: Path, kind: str) -> None:
+    found = top_level(path)
+    if found != kind:
+        raise ValueError(f"{path}: expected a JSON {kind} at the top, found a {found}")
+
+
+def _items(path: Path, prefix: str) -> Iterator[object]:
+    with path.open("rb") as file:
+        yield from _guarded(path, ijson.items(_without_mark(file), prefix))
+
+
+def _has_list(path: Path, key: str) -> bool:
+    with path.open("rb") as file:
+        events = _guarded(path, ijson.parse(_without_mark(file)))
+        return any(prefix == key and event == "start_array" for prefix, event, _ in events)
+
+
+def _without_mark(file: BinaryIO) -> BinaryIO:
+    """The file after the byte order mark that some editors write."""
+    if file.read(3) != b"\xef\xbb\xbf":
+        file.seek(0)
+    return file
+
+
+def _guarded(path: Path, values: Iterable[_T]) -> Iterator[_T]:
+    """The values of a parser, its errors as ValueError naming the file."""
+    try:
+        yield from values
+    except (ijson.JSONError, ValueError, ArithmeticError, RecursionError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path}: not readable as JSON: {text}") from error
 
 
 def counted_answers(texts: Iterable[str]) -> tuple[Answer, ...]:

@@ -2,34 +2,36 @@
 
 import os
 import re
-from functools import cache
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from ibtrain.data.catalog import DatasetEntry
 from ibtrain.data.readers.fields import FieldError
 
 _COCO_FOLDERS = ("train2014", "val2014", "test2014", "test2015", "train2017", "val2017", "test2017")
+VIDEO_SUFFIXES = (".mp4", ".avi", ".webm", ".mkv", ".mov")
 _COCO_NUMBER = re.compile(r"(?:COCO_[a-z]+\d{4}_)?0*(\d{1,12})\.jpg")
 
 
 def annotation_files(raw: Path, split: str, entry: DatasetEntry) -> tuple[Path, ...]:
-    """The annotation files of a split: the first alternative that is wholly there.
+    """The annotation files (or folders) of a split: the first alternative that is wholly there.
 
     Raises:
         ValueError: unknown split, no such directory, or no alternative is complete.
     """
-    if split not in entry.split_files:
+    if split not in entry.splits:
         raise ValueError(
             f"{entry.name} has no split {split!r}; there are {', '.join(entry.splits)}"
         )
     if not raw.is_dir():
         raise ValueError(f"the raw directory {raw} of {entry.name} is not there")
-    for names in entry.split_files[split]:
+    alternatives = entry.splits[split].files
+    for names in alternatives:
         found = [_locate(raw, name) for name in names]
         paths = tuple(path for path in found if path is not None)
         if len(paths) == len(names):
             return paths
-    wanted = ", or ".join(" and ".join(names) for names in entry.split_files[split])
+    wanted = ", or ".join(" and ".join(names) for names in alternatives)
     raise ValueError(
         f"{raw} lacks the annotations of {entry.name} ({split}): {wanted}, there or in "
         f"annotations/. Get them from {entry.source}"
@@ -37,8 +39,10 @@ def annotation_files(raw: Path, split: str, entry: DatasetEntry) -> tuple[Path, 
 
 
 def _locate(raw: Path, name: str) -> Path | None:
-    for path in (raw / name, raw / "annotations" / name):
-        if path.is_file():
+    """The file called `name`, or the folder where `name` ends in "/"."""
+    for folder in ("", "annotations", "Annotations"):
+        path = raw / folder / name
+        if path.is_dir() if name.endswith("/") else path.is_file():
             return path
     return None
 
@@ -48,7 +52,7 @@ class Images:
 
     def __init__(self, raw: Path, entry: DatasetEntry) -> None:
         self._roots = [Path(os.path.normpath(raw.absolute() / root)) for root in entry.image_roots]
-        self._find = cache(self._find_uncached)
+        self._find = lru_cache(maxsize=4096)(self._find_uncached)
 
     def named(self, name: str) -> Path:
         """The image at the relative path `name`.
@@ -80,6 +84,23 @@ class Images:
             return found
         number = coco_number(name)
         return self.coco(number) if number is not None else self.named(name)
+
+    def video(self, name: str) -> Path:
+        """The video `name`, whatever its suffix, or the folder of that name with its frames.
+
+        Raises:
+            FieldError: the path leaves the folder, or there is neither.
+        """
+        _check_inside(name)
+        stem = name.removesuffix(PurePosixPath(name).suffix)
+        names = tuple(dict.fromkeys((name, *(stem + suffix for suffix in VIDEO_SUFFIXES), stem)))
+        for root in self._roots:
+            for candidate in names:
+                path = root / candidate
+                if path.is_file() or (path.is_dir() and candidate == stem):
+                    return path
+        folders = ", ".join(str(root) for root in self._roots)
+        raise FieldError(f"no video {name} and no folder of its frames; looked in {folders}")
 
     def _existing(self, names: tuple[str, ...], what: str) -> Path:
         found = self._find(names)

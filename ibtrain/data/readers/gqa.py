@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ibtrain.data.catalog import DatasetEntry
-from ibtrain.data.readers.fields import FieldError, Rejected, Row, Unused, each, load_object
+from ibtrain.data.readers.fields import FieldError, Rejected, Row, Unused, each, object_entries
 from ibtrain.data.readers.files import Images, annotation_files
 from ibtrain.data.records import Answer, Example
 
@@ -26,10 +26,11 @@ def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejec
         return [
             Example(
                 entry.name,
-                "visual_question_answering",
+                entry.task,
                 row.text("question_id"),
                 images.named(f"{image_id}.jpg"),
                 (Answer(row.text("answer").strip()),),
+                form="visual_question_answering",
                 slots={"question": row.text("question").strip()},
                 details=details,
             )
@@ -39,6 +40,5 @@ def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejec
 
 
 def _with_id(path: Path) -> Iterator[tuple[str, object]]:
-    for question_id, value in load_object(path).items():
-        row = {**value, "question_id": question_id} if isinstance(value, dict) else value
-        yield f"{path.name}[{question_id[:200]!r}]", row
+    for place, question_id, value in object_entries(path):
+        yield place, {**value, "question_id": question_id} if isinstance(value, dict) else value

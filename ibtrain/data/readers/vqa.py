@@ -10,8 +10,7 @@ from ibtrain.data.readers.fields import (
     Row,
     counted_answers,
     each,
-    load_object,
-    numbered,
+    entries_under,
 )
 from ibtrain.data.readers.files import Images, annotation_files
 from ibtrain.data.records import Example
@@ -33,10 +32,11 @@ def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejec
         return [
             Example(
                 entry.name,
-                "visual_question_answering",
+                entry.task,
                 question_id,
                 images.coco(row.identity("image_id")),
                 counted_answers(_answers(annotation)),
+                form="visual_question_answering",
                 slots={"question": row.text("question").strip()},
                 details={
                     "question_type": annotation.text("question_type"),
@@ -45,15 +45,13 @@ def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejec
             )
         ]
 
-    content = Row(load_object(questions_path), questions_path.name)
-    yield from each(numbered(questions_path, content.entries("questions")), make)
+    yield from each(entries_under(questions_path, "questions"), make)
 
 
 def _by_question(path: Path) -> dict[str, Row]:
     """Annotations by question id; the first of several. Damaged ones are missed when asked for."""
     found: dict[str, Row] = {}
-    content = Row(load_object(path), path.name)
-    for place, value in numbered(path, content.entries("annotations")):
+    for place, value in entries_under(path, "annotations"):
         try:
             row = Row(value, place)
             found.setdefault(row.identity("question_id"), row)

@@ -34,6 +34,7 @@ def test_captions_of_lavis(coco: Path, write_json: WriteJson):
         return Example(
             dataset="coco_caption",
             task="captioning",
+            form="captioning",
             id=f"{number}-{index}",
             image=train_image(coco, number),
             answers=(Answer(text, 1.0),),
@@ -82,6 +83,7 @@ def test_captions_of_karpathy(coco: Path, write_json: WriteJson):
         Example(
             dataset="coco_caption",
             task="captioning",
+            form="captioning",
             id="2",
             image=train_image(coco, 2),
             answers=(Answer("First"), Answer("Second")),
@@ -133,7 +135,8 @@ def test_vqav2_keeps_how_many_annotators_gave_an_answer(coco: Path, write_json: 
     found = read(raw, "vqav2", "train")
     assert found[0] == Example(
         dataset="vqav2",
-        task="visual_question_answering",
+        task="image_question_answering",
+        form="visual_question_answering",
         id="10",
         image=train_image(coco, 1),
         answers=(Answer("net", 6.0), Answer("mesh", 3.0), Answer("Net", 1.0)),
@@ -171,7 +174,8 @@ def test_aokvqa_gives_a_direct_and_a_choice_example(coco: Path, write_json: Writ
     assert found[:2] == [
         Example(
             dataset="aokvqa",
-            task="visual_question_answering",
+            task="knowledge_question_answering",
+            form="visual_question_answering",
             id="q1-direct",
             image=train_image(coco, 2),
             answers=(Answer("shoe", 7.0), Answer("boot", 3.0)),
@@ -179,7 +183,8 @@ def test_aokvqa_gives_a_direct_and_a_choice_example(coco: Path, write_json: Writ
         ),
         Example(
             dataset="aokvqa",
-            task="multiple_choice",
+            task="knowledge_question_answering",
+            form="multiple_choice",
             id="q1-choice",
             image=train_image(coco, 2),
             answers=(Answer("red shoe", 1.0),),
@@ -200,7 +205,7 @@ def test_a_conversation_without_an_image_is_text_alone(coco: Path, write_json: W
     assert read(coco.parent / "text", "toy_text", "train") == [
         Example(
             dataset="toy_text",
-            task="conversation",
+            task="text",
             id="t-0",
             image=None,
             answers=(Answer("Four."),),
@@ -239,7 +244,7 @@ def test_conversations_keep_every_turn_with_its_history(coco: Path, write_json: 
     def example(index: int, instruction: str, answer: str) -> Example:
         return Example(
             dataset="llava_conversation",
-            task="conversation",
+            task="llava_instruct",
             id=f"a-{index}",
             image=train_image(coco, 1),
             answers=(Answer(answer),),
@@ -279,7 +284,8 @@ def test_gqa_is_keyed_by_question(coco: Path, write_json: WriteJson):
     found = read(raw, "gqa", "testdev")
     assert found[0] == Example(
         dataset="gqa",
-        task="visual_question_answering",
+        task="visual_reasoning",
+        form="visual_question_answering",
         id="201",
         image=raw / "images/n1.jpg",
         answers=(Answer("yes", 1.0),),
@@ -298,7 +304,7 @@ def test_gqa_is_keyed_by_question(coco: Path, write_json: WriteJson):
 def test_what_is_missing_is_named_with_the_remedy(tmp_path: Path):
     with pytest.raises(ValueError, match="is not there"):
         read(tmp_path / "none", "vqav2", "train")
-    with pytest.raises(ValueError, match=r"annotations.json, there or in .*visualqa.org"):
+    with pytest.raises(ValueError, match=r"annotations.json, .*there or in .*visualqa.org"):
         read(tmp_path, "vqav2", "train")
     with pytest.raises(ValueError, match="no split 'tset'; there are train, val"):
         read(tmp_path, "vqav2", "tset")
