@@ -182,7 +182,7 @@ class RawShard:
             actual = os.fstat(self._file.fileno()).st_size
             if actual != size:
                 raise ValueError(f"{self.place}: {actual} bytes, the index says {size}; {DAMAGED}")
-            head = self._read(0, 4 * (samples + 2))
+            head = self._read(0, min(size, 4 * (samples + 2)))
             self._offsets = sample_offsets(head, size, samples, self.place)
         except (ValueError, OSError):
             self._file.close()
