@@ -123,6 +123,12 @@ def _add_data(verbs: Any) -> None:
     prepare.add_argument("--out", type=Path, required=True, metavar="DIR")
     prepare.add_argument("--split")
     prepare.add_argument("--workers", type=int, default=1, metavar="N")
+    verify = _verb(nested, "verify", _verify, "hash and decode every shard, record and image")
+    verify.add_argument("directory", type=Path, metavar="DIR")
+    verify.add_argument(
+        "--repair-from", metavar="DIR_OR_URL", help="replace what differs by this other copy's"
+    )
+    verify.add_argument("--workers", type=int, default=1, metavar="N")
     mixture = _verb(nested, "mixture", _mixture, "a recipe's mixture: size, weight and share")
     mixture.add_argument("recipe", metavar="RECIPE")
     mixture.add_argument("overrides", nargs="*", metavar="key=value")
@@ -188,6 +194,39 @@ def _prepare(parsed: argparse.Namespace) -> int:
         f"{parsed.dataset}: {report.written:,} records in {report.shards} shards at {parsed.out}; "
         f"dropped {dropped or 'none'}; {report.quarantined:,} quarantined",
     )
+
+
+def _verify(parsed: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from ibtrain.data.repair import repair
+    from ibtrain.data.verify import verify
+
+    shown = {"workers": parsed.workers, "progress": sys.stderr.isatty()}
+    report = verify(parsed.directory, **shown)
+    replaced: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
+    if parsed.repair_from is not None and report.bad:
+        repaired = repair(parsed.directory, parsed.repair_from, report, **shown)
+        report, replaced, refused = repaired.after, repaired.replaced, repaired.refused
+    document = {
+        "records": report.records,
+        "bad": [asdict(problem) for problem in report.bad],
+        "leftovers": report.leftovers,
+        "replaced": replaced,
+        "not_replaced": refused,
+    }
+    lines = [f"replaced {name}" for name in replaced]
+    lines += [f"not replaced: {reason}" for reason in refused]
+    lines += [f"bad {problem}" for problem in report.bad]
+    lines += [
+        f"left over {name} (nothing reads it; it may be removed)" for name in report.leftovers
+    ]
+    lines.append(f"{parsed.directory}: {report.records:,} good records, {len(report.bad)} problems")
+    if report.bad and parsed.repair_from is None:
+        lines.append("to replace what differs: --repair-from another copy of the directory")
+    _say(parsed, document, "\n".join(lines))
+    return FAILED if report.bad else SUCCESS
 
 
 def _mixture(parsed: argparse.Namespace) -> int:

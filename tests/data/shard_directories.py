@@ -12,7 +12,14 @@ import zstd
 from PIL import Image
 
 from ibtrain.data.records import Answer, Record
-from ibtrain.data.shards import COLUMNS, COMPRESSION, HASHES, record_to_columns
+from ibtrain.data.shards import (
+    COLUMNS,
+    COMPRESSION,
+    HASHES,
+    check_index,
+    fingerprint,
+    record_to_columns,
+)
 
 
 def jpeg(number: int, size: tuple[int, int] = (20, 12)) -> bytes:
@@ -105,3 +112,14 @@ def replace_raw(directory: Path, raw: bytes, shard: int = 0) -> None:
     compressed = content["shards"][shard]["zip_data"] is not None
     replace_stored(directory, zstd.compress(raw) if compressed else raw, shard)
     change_json(directory / "index.json", edit)
+
+
+def write_card(directory: Path) -> None:
+    """The card that fits the index, as far as verify reads it; and an empty quarantine."""
+    index = check_index(directory)
+    card = {
+        "report": {"written": index.samples, "quarantined": 0},
+        "fingerprint": fingerprint(index),
+    }
+    (directory / "card.json").write_text(json.dumps(card))
+    (directory / "quarantine.jsonl").write_text("")
