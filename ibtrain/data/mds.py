@@ -8,7 +8,7 @@ bytes each) and the columns. Nothing here trusts a number before it is held agai
 import json
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -159,7 +159,11 @@ def _depth(content: Any) -> int:
     return depth
 
 
-_DECODERS = {"bytes": bytes, "str": lambda value: value.decode("utf-8"), "json": _parse}
+_DECODERS: dict[str, Callable[[bytes], Any]] = {
+    "bytes": bytes,
+    "str": lambda value: value.decode("utf-8"),
+    "json": _parse,
+}
 
 
 class RawShard:

@@ -101,15 +101,15 @@ def _repair_document(
         text = str(error).replace(str(temporary), source)
         refused.append(f"{INDEX} and {CARD}: those of {source} cannot be used: {text}")
         return
-    name = _wrong_document(report, index, card)
-    if name is None:
+    wrong = _wrong_document(report, index, card)
+    if wrong is None:
         refused.append(
             f"{INDEX} and {CARD}: nothing here that is whole names those of {source}, so which "
             "data this was cannot be told; copy the whole directory anew"
         )
         return
-    _replace(temporary / name, directory / name)
-    replaced.append(name)
+    _replace(temporary / wrong, directory / wrong)
+    replaced.append(wrong)
 
 
 def _wrong_document(report: VerifyReport, index: ShardIndex, card: dict[str, Any]) -> str | None:

@@ -226,7 +226,7 @@ def _examine_records(shard: ShardFile, samples: Iterable[bytes]) -> ShardReport:
     identities = np.zeros(shard.samples, _IDENTITY)
     for number, sample in enumerate(samples):
         try:
-            identities[number] = _examine_record(sample)
+            identities[number] = _examine_record(sample)[0]
             good[number] = True
         except ValueError as error:
             if len(bad) < _LISTED:
@@ -239,12 +239,12 @@ def _examine_records(shard: ShardFile, samples: Iterable[bytes]) -> ShardReport:
 
 
 def _examine_record(sample: bytes) -> npt.NDArray[np.void]:
-    """Decodes a record and its images; a hash of its id."""
+    """Decodes a record and its images; a hash of its id, of shape [1]."""
     record = columns_to_record(decode_sample(sample))
     for position, image in enumerate(record.images, start=1):
         _check_image(image, f"image {position} of {len(record.images)}")
     digest = xxhash.xxh3_128(f"{record.dataset}\0{record.id}".encode()).digest()
-    return np.frombuffer(digest, _IDENTITY)[0]
+    return np.frombuffer(digest, _IDENTITY)
 
 
 def _check_image(data: bytes, place: str) -> None:
