@@ -4,21 +4,40 @@ A wrong type is a FieldError that names file, entry and key. Readers turn it int
 bad annotation does not end the reading of a file.
 """
 
-import csv
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from decimal import Decimal
-from pathlib import Path
-from typing import BinaryIO, TypeVar
 
-import ijson
-
+from ibtrain.data.readers.streams import (
+    Unreadable,
+    csv_entries,
+    entries_under,
+    line_entries,
+    list_entries,
+    numbered,
+    object_entries,
+    top_level,
+)
 from ibtrain.data.records import Answer, Example
 
-MAXIMUM_LINE_BYTES = 1 << 24
-_T = TypeVar("_T")
+__all__ = [
+    "FieldError",
+    "Rejected",
+    "Row",
+    "Unused",
+    "counted_answers",
+    "csv_entries",
+    "each",
+    "entries_under",
+    "line_entries",
+    "list_entries",
+    "numbered",
+    "object_entries",
+    "top_level",
+]
+
+MAXIMUM_TEXT = 1 << 17
+MAXIMUM_IDENTITY = 200
 
 
 @dataclass(frozen=True)
@@ -42,13 +61,6 @@ class Unused(ValueError):  # noqa: N818  (not an error: the annotation is left o
     """An annotation is well-formed and gives no example."""
 
 
-@dataclass(frozen=True)
-class Unreadable:
-    """A line that is no JSON; no Row accepts it."""
-
-    reason: str
-
-
 class Row:
     """A JSON object whose values are checked when they are taken.
 
@@ -59,7 +71,7 @@ class Row:
 
     def __init__(self, value: object, place: str) -> None:
         if isinstance(value, Unreadable):
-            raise FieldError(f"{place}: not readable as JSON: {value.reason}")
+            raise FieldError(f"{place}: {value.reason}")
         if not isinstance(value, dict):
             raise FieldError(f"{place}: expected an object, found {_kind(value)}")
         self._value = value
@@ -89,7 +101,7 @@ class Row:
         value = self._take(key)
         if not isinstance(value, str) or not value.strip():
             raise self._wrong(key, "a string that is not empty")
-        return self._encodable(key, value)
+        return self._checked(key, value)
 
     def integer(self, key: str) -> int:
         """A whole number; true and false are none."""
@@ -101,9 +113,12 @@ class Row:
     def identity(self, key: str) -> str:
         """A whole number or a string, as a string."""
         value = self._take(key)
-        if isinstance(value, int) and not isinstance(value, bool):
-            return str(value)
-        return self.text(key)
+        if isinstance(value, bool) or not isinstance(value, (int, str)) or value == "":
+            raise self._wrong(key, "a whole number or a string that is not empty")
+        text = self._checked(key, str(value))
+        if len(text) > MAXIMUM_IDENTITY or not text.strip():
+            raise self._wrong(key, f"an id of 1 to {MAXIMUM_IDENTITY} characters")
+        return text
 
     def entries(self, key: str) -> list[object]:
         """A list of anything."""
@@ -125,10 +140,25 @@ class Row:
         texts = [value for value in values if isinstance(value, str)]
         if len(texts) != len(values):
             raise self._wrong(key, "a list of strings")
-        return [self._encodable(key, text) for text in texts]
+        return [self._checked(key, text) for text in texts]
 
-    def _encodable(self, key: str, text: str) -> str:
-        """`text`, unless it holds half a surrogate pair, which JSON can write and UTF-8 cannot."""
+    def text_or_texts(self, key: str) -> list[str]:
+        """A string, or a list of strings, which may be empty ones."""
+        value = self._take(key)
+        if isinstance(value, list):
+            return self.texts(key)
+        if not isinstance(value, str):
+            raise self._wrong(key, "a string or a list of strings")
+        return [self._checked(key, value)]
+
+    def _checked(self, key: str, text: str) -> str:
+        """`text`, unless it is too long or holds half a surrogate pair, which JSON can write and
+        UTF-8 cannot.
+        """
+        if len(text) > MAXIMUM_TEXT:
+            raise FieldError(
+                f"{self.place}: {key!r} has {len(text)} characters; at most {MAXIMUM_TEXT} are read"
+            )
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -145,132 +175,10 @@ class Row:
 def _kind(value: object) -> str:
     if value is None:
         return "null"
-    if isinstance(value, (str, int, float, Decimal)):
-        shown = str(value) if isinstance(value, Decimal) else repr(value)
-        return shown if len(shown) <= 60 else f"{shown[:60]}..."
-    return f"a {type(value).__name__}"
-
-
-def list_entries(path: Path) -> Iterator[tuple[str, object]]:
-    """(place, value) of each entry of a JSON file that holds a list; read piece by piece.
-
-    Raises:
-        ValueError: naming the file, where it is damaged or holds something else.
-    """
-    _expect(path, "list")
-    yield from numbered(path, _items(path, "item"))
-
-
-def entries_under(path: Path, key: str) -> Iterator[tuple[str, object]]:
-    """(place, value) of each entry of the list at `key` of a JSON object; read piece by piece.
-
-    Raises:
-        ValueError: as list_entries.
-    """
-    _expect(path, "object")
-    found = False
-    for pair in numbered(path, _items(path, f"{key}.item")):
-        found = True
-        yield pair
-    if not found and not _has_list(path, key):
-        raise ValueError(f"{path}: expected a list at the key {key!r}")
-
-
-def object_entries(path: Path) -> Iterator[tuple[str, str, object]]:
-    """(place, key, value) of each entry of a JSON object; read piece by piece.
-
-    Raises:
-        ValueError: as list_entries.
-    """
-    _expect(path, "object")
-    with path.open("rb") as file:
-        for key, value in _guarded(path, ijson.kvitems(_without_mark(file), "")):
-            yield f"{path.name}[{key[:200]!r}]", key, value
-
-
-def line_entries(path: Path) -> Iterator[tuple[str, object]]:
-    """(place, value) of each line of a JSON Lines file; a damaged line is FieldError's to raise.
-
-    A line that is no JSON is given as a string that no Row accepts, so it is rejected alone.
-    """
-    with path.open("rb") as file:
-        number = 0
-        while line := file.readline(MAXIMUM_LINE_BYTES + 1):
-            number += 1
-            place = f"{path.name}:{number}"
-            if len(line) > MAXIMUM_LINE_BYTES:
-                raise ValueError(f"{path}: line {number} is longer than {MAXIMUM_LINE_BYTES} bytes")
-            if not line.strip():
-                continue
-            try:
-                yield place, json.loads(line.decode("utf-8-sig"))
-            except (ValueError, RecursionError) as error:
-                yield place, Unreadable(str(error)[:200])
-
-
-def csv_entries(path: Path) -> Iterator[tuple[str, object]]:
-    """(place, row by column) of each row of a CSV file with a header; empty cells are left out.
-
-    Raises:
-        ValueError: naming the file, where it is damaged.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            for row in reader:
-                cells = {
-                    key: value
-                    for key, value in row.items()
-                    if isinstance(key, str) and isinstance(value, str) and value.strip()
-                }
-                yield f"{path.name}:{reader.line_num}", cells
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not readable as CSV: {error}") from error
-
-
-def top_level(path: Path) -> str:
-    """What a JSON file holds: "list", "object" or "value".
-
-    Raises:
-        ValueError: naming the file, where it is not JSON.
-    """
-    with path.open("rb") as file:
-        for event, _ in _guarded(path, ijson.basic_parse(_without_mark(file))):
-            return {"start_array": "list", "start_map": "object"}.get(event, "value")
-    raise ValueError(f"{path}: not readable as JSON: it is empty")
-
-
-def _expect(path: Path, kind: str) -> None:
-    found = top_level(path)
-    if found != kind:
-        raise ValueError(f"{path}: expected a JSON {kind} at the top, found a {found}")
-
-
-def _items(path: Path, prefix: str) -> Iterator[object]:
-    with path.open("rb") as file:
-        yield from _guarded(path, ijson.items(_without_mark(file), prefix))
-
-
-def _has_list(path: Path, key: str) -> bool:
-    with path.open("rb") as file:
-        events = _guarded(path, ijson.parse(_without_mark(file)))
-        return any(prefix == key and event == "start_array" for prefix, event, _ in events)
-
-
-def _without_mark(file: BinaryIO) -> BinaryIO:
-    """The file after the byte order mark that some editors write."""
-    if file.read(3) != b"\xef\xbb\xbf":
-        file.seek(0)
-    return file
-
-
-def _guarded(path: Path, values: Iterable[_T]) -> Iterator[_T]:
-    """The values of a parser, its errors as ValueError naming the file."""
-    try:
-        yield from values
-    except (ijson.JSONError, ValueError, ArithmeticError, RecursionError) as error:
-        text = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path}: not readable as JSON: {text}") from error
+    if isinstance(value, (dict, list)):
+        return "an object" if isinstance(value, dict) else "a list"
+    shown = repr(value[:61] if isinstance(value, str) else value)
+    return shown if len(shown) <= 60 else f"{shown[:60]}..."
 
 
 def counted_answers(texts: Iterable[str]) -> tuple[Answer, ...]:
@@ -302,12 +210,8 @@ def _identity(value: object, place: str) -> str:
     """The source's own id if it can be told, else the place in the file."""
     if isinstance(value, dict):
         for key in ("question_id", "id", "image_id", "cocoid", "image"):
-            if isinstance(value.get(key), (str, int)):
-                return str(value[key])[:200]
+            found = value.get(key)
+            if isinstance(found, (str, int)) and not isinstance(found, bool) and found != "":
+                text = str(found)[:MAXIMUM_IDENTITY]
+                return text.encode("utf-8", "backslashreplace").decode()
     return place
-
-
-def numbered(path: Path, values: Iterable[object]) -> Iterator[tuple[str, object]]:
-    """Pairs values with their place in `path`."""
-    for index, value in enumerate(values):
-        yield f"{path.name}[{index}]", value

@@ -1,13 +1,13 @@
 """Fixtures in the official layouts, read, rendered and written as `ibtrain data prepare` does it.
 
-tests/data/fixtures/DATASET/ holds hand-written annotation files as they lie in a raw directory, and
-`images.txt`: the image files (one relative path a line) that are drawn before reading.
+tests/data/fixtures/DATASET/LAYOUT/ holds hand-written annotation files as they lie in a raw
+directory, and `images.txt`: the image files (one relative path a line) that are drawn before
+reading.
 """
 
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -35,12 +35,20 @@ def raw_directory(fixture: str, directory: Path) -> Path:
 
 def prepared(
     dataset: str, raw: Path, split: str, budget: float = 1.0
-) -> tuple[list[Record], list[dict[str, Any]], dict[str, int]]:
-    """Prepares a split beside `raw`: its records, the lines of its quarantine, drops by reason."""
-    out = raw.parent / f"{dataset}-{split}"
+) -> tuple[list[Record], list[tuple[str, str]], dict[str, int]]:
+    """Prepares a split beside `raw`: its records, (id, reason) of what was set aside, and drops by
+    reason. In reasons, the raw directory is written RAW.
+    """
+    out = raw.parent / f"{Path(dataset).stem}-{split}"
     report = prepare(dataset, raw, out, split=split, budget=budget, progress=False)
     lines = (out / "quarantine.jsonl").read_text(encoding="utf-8").splitlines()
-    return list(read_records(out)), [json.loads(line) for line in lines], report.dropped
+    quarantine = []
+    for line in map(json.loads, lines):
+        reason = (
+            line["reason"].replace(str(raw.absolute()), "RAW").replace(str(raw.parent), "RAW/..")
+        )
+        quarantine.append((line["id"], reason))
+    return list(read_records(out)), quarantine, report.dropped
 
 
 def jpeg(path: Path) -> bytes:

@@ -1,0 +1,61 @@
+"""What a second annotation file says of each id: answers of questions, text read off images."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from ibtrain.data.instructions import MAXIMUM_OCR_TOKENS
+from ibtrain.data.readers.fields import FieldError, Row
+from ibtrain.data.readers.streams import entries_under
+
+
+class Lookup:
+    """Values by id, each held as JSON, so that half a million answers fit in 200 MB.
+
+    Args:
+        entries: (place, annotation) pairs; the first of several with the same id counts.
+        key: of the id in an annotation.
+        pick: what is kept of an annotation, as plain values. A FieldError is told to whoever asks
+            for the id; an annotation whose id cannot be told is never asked for.
+    """
+
+    def __init__(
+        self, entries: Iterable[tuple[str, object]], key: str, pick: Callable[[Row], Any]
+    ) -> None:
+        self._found: dict[str, bytes] = {}
+        self._faults: dict[str, str] = {}
+        for place, value in entries:
+            try:
+                row = Row(value, place)
+                identity = row.identity(key)
+            except FieldError:
+                continue
+            if identity in self._found or identity in self._faults:
+                continue
+            try:
+                self._found[identity] = json.dumps(pick(row), separators=(",", ":")).encode()
+            except FieldError as error:
+                self._faults[identity] = str(error)
+
+    def get(self, identity: str) -> Any:
+        """The value, or None where there is none; FieldError where the annotation is damaged."""
+        if identity in self._faults:
+            raise FieldError(self._faults[identity])
+        found = self._found.get(identity)
+        return None if found is None else json.loads(found)
+
+
+def ocr_tokens(path: Path) -> Lookup:
+    """Tokens by image id of a file in the form of TextVQA's Rosetta files: an object whose list
+    `data` has {"image_id", "ocr_tokens"}. Blank tokens are left out; no more are kept than shown.
+
+    Raises:
+        ValueError: naming the file, where it is damaged or holds something else.
+    """
+
+    def pick(row: Row) -> list[str]:
+        tokens = [" ".join(token.split()) for token in row.texts("ocr_tokens")]
+        return [token for token in tokens if token][:MAXIMUM_OCR_TOKENS]
+
+    return Lookup(entries_under(path, "data"), "image_id", pick)
