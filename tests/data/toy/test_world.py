@@ -1,41 +1,29 @@
-from collections import Counter
 from random import Random
+
+from PIL import ImageChops
 
 from ibtrain.data.toy.world import (
     COLORS,
     HELD_OUT_PAIRS,
     IMAGE_SIZE,
-    KINDS,
     POSITIONS,
     SHAPES,
-    Question,
     Scene,
     Thing,
     Word,
-    captions,
-    conversation,
-    questions,
     render,
     sample_scene,
 )
 
-SCENE = Scene((Thing("red", "circle", 0), Thing("blue", "square", 3)), Word("cat", 1))
-
-
-def everything(seed: int) -> tuple[object, ...]:
-    random = Random(seed)
-    scene = sample_scene(random, held_out=False)
-    said = (questions(scene, random), captions(scene), conversation(scene, random))
-    return (scene, *said, render(scene, random).tobytes())
-
-
-def by_kind(scene: Scene, seed: int) -> dict[str, Question]:
-    return {asked.kind: asked for asked in questions(scene, Random(seed))}
-
 
 def test_everything_is_a_function_of_the_random_generator():
-    assert everything(5) == everything(5)
-    assert everything(5) != everything(6)
+    def drawn(seed: int) -> tuple[Scene, bytes]:
+        random = Random(seed)
+        scene = sample_scene(random, held_out=False)
+        return scene, render(scene, random).tobytes()
+
+    assert drawn(5) == drawn(5)
+    assert drawn(5) != drawn(6)
 
 
 def test_held_out_pairs_leave_every_attribute_to_training():
@@ -46,19 +34,6 @@ def test_held_out_pairs_leave_every_attribute_to_training():
         for thing in sample_scene(Random(seed), held_out=False).objects
     }
     assert trained == {(c, s) for c in COLORS for s in SHAPES} - HELD_OUT_PAIRS
-
-
-def test_held_out_pairs_are_in_no_training_text():
-    for seed in range(300):
-        random = Random(seed)
-        scene = sample_scene(random, held_out=False)
-        text = captions(scene)
-        text += [part for asked in questions(scene, random) for part in asked.choices]
-        text += [part for turn in conversation(scene, random) for part in turn]
-        for asked in questions(scene, random):
-            text += [asked.question, asked.full_answer]
-        for color, shape in HELD_OUT_PAIRS:
-            assert not any(f"{color} {shape}" in line for line in text)
 
 
 def test_held_out_scenes_have_a_held_out_pair():
@@ -86,48 +61,19 @@ def test_an_object_is_drawn_in_its_quadrant_and_in_its_color():
             assert isinstance(other, tuple) and max(other) <= 48
 
 
-def test_questions_about_a_scene_have_its_answers():
-    asked = by_kind(SCENE, 0)
-    assert set(asked) == set(KINDS)
-    color = {"What color is the circle?": "red", "What color is the square?": "blue"}
-    assert asked["color"].answer == color[asked["color"].question]
-    shape = {"What shape is the red object?": "circle", "What shape is the blue object?": "square"}
-    assert asked["shape"].answer == shape[asked["shape"].question]
-    where = {
-        "Where is the circle?": "top left",
-        "Where is the red object?": "top left",
-        "Where is the square?": "bottom right",
-        "Where is the blue object?": "bottom right",
-    }
-    assert asked["position"].answer == where[asked["position"].question]
-    assert (asked["word"].question, asked["word"].answer) == ("What word is written?", "cat")
+def test_the_share_of_scenes_with_a_word():
+    for share, expected in ((0.0, 0), (1.0, 200)):
+        scenes = [sample_scene(Random(n), held_out=False, word_share=share) for n in range(200)]
+        assert sum(scene.word is not None for scene in scenes) == expected
 
 
-def test_ambiguous_questions_are_not_asked():
-    twins = Scene((Thing("red", "circle", 0), Thing("red", "circle", 2)))
-    assert set(by_kind(twins, 1)) == {"count"}
-
-
-def test_answers_are_short_and_among_four_choices():
-    kinds: Counter[str] = Counter()
-    for seed in range(300):
-        random = Random(seed)
-        for asked in questions(sample_scene(random, held_out=seed % 2 == 0), random):
-            kinds[asked.kind] += 1
-            assert asked.answer == asked.answer.lower() and len(asked.answer.split()) <= 2
-            assert len(set(asked.choices)) == 4 and asked.answer in asked.choices
-    assert set(kinds) == set(KINDS)
-
-
-def test_captions_name_everything():
-    written = captions(SCENE)
-    assert len(written) == 5
-    for caption in written:
-        for part in ("red circle", "blue square", "word cat", "top left", "top right"):
-            assert part in caption
-    assert sum("2 objects" in caption for caption in written) == 2
-
-
-def test_conversations_have_two_or_three_turns():
-    lengths = Counter(len(conversation(SCENE, Random(seed))) for seed in range(50))
-    assert set(lengths) == {2, 3}
+def test_a_word_is_drawn_in_its_quadrant():
+    plain = Scene((Thing("red", "circle", 0),))
+    for quadrant in (1, 2, 3):
+        written = Scene(plain.objects, Word("cat", quadrant))
+        before, after = (render(scene, Random(1)) for scene in (plain, written))
+        box = ImageChops.difference(before, after).getbbox()
+        assert box is not None
+        left, top = 24 * (quadrant % 2), 24 * (quadrant // 2)
+        assert left <= box[0] < box[2] <= left + 24
+        assert top <= box[1] < box[3] <= top + 24
