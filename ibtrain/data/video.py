@@ -18,7 +18,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 import av
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ibtrain.data.images import to_rgb
 
@@ -116,7 +116,7 @@ def _image(path: Path) -> Image.Image:
         with Image.open(path) as image:
             if image.width * image.height > MAXIMUM_FRAME_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels are too many")
-            return to_rgb(image).copy()
+            return to_rgb(ImageOps.exif_transpose(image)).copy()
     except (*_DAMAGE, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: not a readable image: {error}") from error
 

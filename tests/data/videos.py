@@ -69,3 +69,11 @@ def write_sound(
         frame.pts = number * 1024
         container.mux(stream.encode(frame))
     container.mux(stream.encode(None))
+
+
+def write_frames(directory: Path, count: int, size: tuple[int, int] = (64, 48)) -> Path:
+    """Writes `count` frames as 0.png, 1.png, ..., each of its own grey."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        Image.new("RGB", size, (grey(number),) * 3).save(directory / f"{number}.png")
+    return directory

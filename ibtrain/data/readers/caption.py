@@ -1,7 +1,7 @@
-"""COCO Caption in Karpathy's split: his own `dataset_coco.json`, or LAVIS's list per split.
+"""COCO Caption and Flickr30K in Karpathy's split: his own `dataset_NAME.json`, or LAVIS's lists.
 
 For training each caption is an example; otherwise each image is one, with all its captions as
-references. The id is COCO's number of the image and, for training, the caption's place among the
+references. The id is the number of the image and, for training, the caption's place among the
 image's own.
 """
 
@@ -26,7 +26,7 @@ def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejec
     """Examples of a split; `restval` counts as train, as in the split's usual use."""
     (path,) = annotation_files(raw, split, entry)
     images = Images(raw, entry)
-    if path.name == "dataset_coco.json":
+    if path.name.startswith("dataset_"):
         yield from _read_karpathy(path, split, entry, images)
     else:
         yield from _read_lavis(path, split, entry, images)
@@ -66,7 +66,9 @@ def _read_karpathy(
     def make(row: Row) -> Iterable[Example]:
         if row.text("split") not in wanted:
             return ()
-        name = f"{row.text('filepath')}/{row.text('filename')}"
+        name = row.text("filename")
+        if row.has("filepath"):  # Flickr30K's images lie in one folder
+            name = f"{row.text('filepath')}/{name}"
         sentences = row.rows("sentences")
         texts = [sentence.text("raw") for sentence in sentences if not sentence.blank("raw")]
         return _examples(entry, split, name, images.named(name), texts, 0)
