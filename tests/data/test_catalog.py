@@ -50,8 +50,12 @@ def test_files_are_named_once():
     assert catalog.get("coco_caption").files == (
         "coco_karpathy_train.json",
         "dataset_coco.json",
+        "captions_train2014.json",
         "coco_karpathy_val.json",
+        "coco_karpathy_val_gt.json",
         "coco_karpathy_test.json",
+        "coco_karpathy_test_gt.json",
+        "captions_val2014.json",
     )
 
 

@@ -24,6 +24,7 @@ FAMILIES = (
     "ivqa",
     "nocaps",
     "ocr_vqa",
+    "question_answer",
     "scienceqa",
     "textcaps",
     "textvqa",
@@ -47,7 +48,18 @@ def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejec
         raise ValueError(
             f"{entry.name}: no reader is called {entry.reader!r}; there are {', '.join(FAMILIES)}"
         )
-    found: Iterator[Example | Rejected] = import_module(
-        f"ibtrain.data.readers.{entry.reader}"
-    ).read(raw, split, entry)
+    family = import_module(f"ibtrain.data.readers.{entry.reader}")
+    options: tuple[str, ...] = getattr(family, "OPTIONS", ())
+    for option in entry.reader_options:
+        if option not in options:
+            known = ", ".join(options) or "none"
+            raise ValueError(
+                f"{entry.name}: reader_options: {option!r} is no option of the reader "
+                f"{entry.reader!r}; there are: {known}"
+            )
+    if entry.reader_options.get("generate", "question") != "question":
+        raise ValueError(
+            f"{entry.name}: reader_options: 'generate' may be 'question', nothing else"
+        )
+    found: Iterator[Example | Rejected] = family.read(raw, split, entry)
     return found

@@ -1,30 +1,70 @@
-"""A-OKVQA as its owners publish it: each question gives a direct and a multiple-choice example."""
+"""A-OKVQA: each question gives a direct and a multiple-choice example, and with {generate:
+question} one that asks for the question. LAVIS's files add the image's path.
+"""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ibtrain.data.catalog import DatasetEntry
-from ibtrain.data.instructions import format_options
-from ibtrain.data.readers.fields import (
-    FieldError,
-    Rejected,
-    Row,
-    Unused,
-    counted_answers,
-    each,
-    list_entries,
-)
+from ibtrain.data.readers.choices import multiple_choice
+from ibtrain.data.readers.fields import Rejected, Row, Unused, counted_answers, each
 from ibtrain.data.readers.files import Images, annotation_files
+from ibtrain.data.readers.question_answer import asked
+from ibtrain.data.readers.streams import list_entries
 from ibtrain.data.records import Answer, Example
+
+OPTIONS = ("generate",)
 
 
 def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejected]:
-    """Examples `ID-direct` (answers weighted by annotators) and `ID-choice` (the right choice)."""
+    """Examples `ID-direct` (answers weighted by annotators) and `ID-choice` (the right choice), or
+    `ID` where questions are generated.
+    """
     (path,) = annotation_files(raw, split, entry)
     images = Images(raw, entry)
+    labelled = entry.splits[split].labelled
+    generates = "generate" in entry.reader_options
+
+    def direct(row: Row) -> Iterable[Example]:
+        question_id = row.identity("question_id")
+        yield asked(
+            entry,
+            question_id if generates else f"{question_id}-direct",
+            _image(row, images),
+            row.text("question").strip(),
+            _direct_answers(row, labelled),
+            {
+                key: row.truth(key)  # such questions are left out when direct answers are scored
+                for key in ("difficult_direct_answer",)
+                if row.has(key)
+            },
+        )
+
+    def choice(row: Row) -> Iterable[Example]:
+        slots, answers, details = multiple_choice(row, "correct_choice_idx", labelled=labelled)
+        yield Example(
+            entry.name,
+            entry.task,
+            f"{row.identity('question_id')}-choice",
+            _image(row, images),
+            answers,
+            form="multiple_choice",
+            slots=slots,
+            details=details,
+        )
+
     for pair in list_entries(path):  # both of a question together: one image
-        yield from each([pair], lambda row: _direct(row, entry, images))
-        yield from each([pair], lambda row: _choice(row, entry, images))
+        yield from each([pair], direct)
+        if not generates:
+            yield from each([pair], choice)
+
+
+def _direct_answers(row: Row, labelled: bool) -> tuple[Answer, ...]:
+    if row.has("direct_answers"):
+        return counted_answers(row.texts("direct_answers"))
+    if labelled:
+        raise Unused("no answer")
+    return ()
 
 
 def _image(row: Row, images: Images) -> Path:
@@ -32,44 +72,3 @@ def _image(row: Row, images: Images) -> Path:
     if row.has("image"):
         return images.named_or_coco(row.text("image"))
     return images.coco(row.identity("image_id"))
-
-
-def _direct(row: Row, entry: DatasetEntry, images: Images) -> Iterable[Example]:
-    if not row.has("direct_answers"):
-        raise Unused("no answer")
-    return [
-        Example(
-            entry.name,
-            entry.task,
-            f"{row.identity('question_id')}-direct",
-            _image(row, images),
-            counted_answers(row.texts("direct_answers")),
-            form="visual_question_answering",
-            slots={"question": row.text("question").strip()},
-        )
-    ]
-
-
-def _choice(row: Row, entry: DatasetEntry, images: Images) -> Iterable[Example]:
-    if not row.has("correct_choice_idx"):
-        raise Unused("no answer")
-    choices = [choice.strip() for choice in row.texts("choices")]
-    right = row.integer("correct_choice_idx")
-    if not 2 <= len(choices) <= 26 or not all(choices):
-        raise FieldError(f"{row.place}: 'choices' must be 2 to 26 strings that are not empty")
-    if not 0 <= right < len(choices):
-        raise FieldError(
-            f"{row.place}: 'correct_choice_idx' is {right}, there are {len(choices)} choices"
-        )
-    return [
-        Example(
-            entry.name,
-            entry.task,
-            f"{row.identity('question_id')}-choice",
-            _image(row, images),
-            (Answer(choices[right]),),
-            form="multiple_choice",
-            slots={"question": row.text("question").strip(), "options": format_options(choices)},
-            details={"choices": choices, "correct_choice": right},
-        )
-    ]

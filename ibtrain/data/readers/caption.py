@@ -1,4 +1,5 @@
-"""COCO Caption and Flickr30K in Karpathy's split: his own `dataset_NAME.json`, or LAVIS's lists.
+"""COCO Caption and Flickr30K in Karpathy's split (his own `dataset_NAME.json`, or LAVIS's list per
+split, whose captions may stand in a file beside it), and COCO's own `captions_NAME.json`.
 
 For training each caption is an example; otherwise each image is one, with all its captions as
 references. The id is the number of the image and, for training, the caption's place among the
@@ -10,26 +11,23 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ibtrain.data.catalog import DatasetEntry
-from ibtrain.data.readers.fields import (
-    Rejected,
-    Row,
-    Unused,
-    each,
-    entries_under,
-    list_entries,
-)
+from ibtrain.data.readers.fields import FieldError, Rejected, Row, Unused, each
 from ibtrain.data.readers.files import Images, annotation_files, coco_number
+from ibtrain.data.readers.streams import entries_under, list_entries, top_level
 from ibtrain.data.records import Answer, Example
 
 
 def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejected]:
     """Examples of a split; `restval` counts as train, as in the split's usual use."""
-    (path,) = annotation_files(raw, split, entry)
+    path, *rest = annotation_files(raw, split, entry)
     images = Images(raw, entry)
     if path.name.startswith("dataset_"):
         yield from _read_karpathy(path, split, entry, images)
+    elif top_level(path) == "object":
+        yield from _read_coco(path, split, entry, images)
     else:
-        yield from _read_lavis(path, split, entry, images)
+        references = _captions_by_image(rest[0]) if rest else {}
+        yield from _read_lavis(path, split, entry, images, references)
 
 
 def _examples(
@@ -76,19 +74,66 @@ def _read_karpathy(
     yield from each(entries_under(path, "images"), make)
 
 
-def _read_lavis(
+def _read_coco(
     path: Path, split: str, entry: DatasetEntry, images: Images
 ) -> Iterator[Example | Rejected]:
-    """Train: {"image", "caption", "image_id"} per caption; else "caption" is the image's list."""
+    """COCO's own file: a list of captions, those of an image anywhere in it."""
+    seen: Counter[str] = Counter()
+
+    def make(row: Row) -> Iterable[Example]:
+        number = row.identity("image_id")
+        image = images.coco(number)
+        if row.blank("caption"):
+            raise Unused("no caption")
+        seen[number] += 1
+        texts = [row.text("caption")]
+        return _examples(entry, split, f"{number}.jpg", image, texts, seen[number] - 1)
+
+    def make_all(row: Row) -> Iterable[Example]:
+        number = row.identity("id")
+        texts = references.get(number, [])
+        return _examples(entry, split, f"{number}.jpg", images.coco(number), texts, 0)
+
+    if split == "train":
+        yield from each(entries_under(path, "annotations"), make)
+    else:
+        references = _captions_by_image(path)
+        yield from each(entries_under(path, "images"), make_all)
+
+
+def _captions_by_image(path: Path) -> dict[str, list[str]]:
+    """The captions of a file in COCO's form by the number of their image."""
+    found: dict[str, list[str]] = {}
+    for place, value in entries_under(path, "annotations"):
+        try:
+            row = Row(value, place)
+            found.setdefault(row.identity("image_id"), []).append(row.text("caption"))
+        except FieldError:
+            continue  # its image has the others, or no caption
+    return found
+
+
+def _read_lavis(
+    path: Path,
+    split: str,
+    entry: DatasetEntry,
+    images: Images,
+    references: dict[str, list[str]],
+) -> Iterator[Example | Rejected]:
+    """Train: {"image", "caption", "image_id"} per caption; else "caption" is the image's list, or
+    `references` has it by the image's number.
+    """
     seen: Counter[str] = Counter()
 
     def make(row: Row) -> Iterable[Example]:
         name = row.text("image")
         image = images.named(name)
-        if row.has("caption") and row.blank("caption"):
-            raise Unused("no caption")
-        texts = [row.text("caption")] if split == "train" else row.texts("caption")
-        seen[name] += 1
-        return _examples(entry, split, name, image, texts, seen[name] - 1)
+        if row.has("caption"):
+            texts = row.text_or_texts("caption") if split == "train" else row.texts("caption")
+        else:
+            texts = references.get(coco_number(name) or name, [])
+        examples = list(_examples(entry, split, name, image, texts, seen[name]))
+        seen[name] += len(examples)
+        return examples
 
     yield from each(list_entries(path), make)

@@ -1,17 +1,23 @@
-"""LLaVA-Instruct: every answer of the assistant is an example, the turns before it its history.
+"""Conversations about an image: LLaVA-Instruct, or your own in the same form.
 
-The text is left as it is (case, length, punctuation); only the mark `<image>` is taken out.
+Every answer of the assistant is an example, the turns before it its history. The text is left as
+it is (case, length, punctuation); only the mark `<image>` is taken out, with the line break that
+sets it apart. The file is JSON or JSON Lines of entries with "id", "image" and "conversations"
+({"from": "human" | "gpt", "value"} in turn); without "image", it is a conversation in text alone.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ibtrain.data.catalog import DatasetEntry
-from ibtrain.data.readers.fields import FieldError, Rejected, Row, Unused, each, list_entries
+from ibtrain.data.readers.fields import MAXIMUM_TEXT, FieldError, Rejected, Row, Unused, each
 from ibtrain.data.readers.files import Images, annotation_files
+from ibtrain.data.readers.streams import entries
 from ibtrain.data.records import Answer, Example
 
-_IMAGE_MARK = "<image>"
+MAXIMUM_TURNS = 200
+_IMAGE_MARK = re.compile(r"<image>\n|\n<image>|<image>")
 
 
 def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejected]:
@@ -34,7 +40,7 @@ def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejec
                 details={"turn": index},
             )
 
-    yield from each(list_entries(path), make)
+    yield from each(entries(path), make)
 
 
 def _turns(row: Row) -> list[tuple[str, str]]:
@@ -46,6 +52,10 @@ def _turns(row: Row) -> list[tuple[str, str]]:
     said = row.rows("conversations")
     if not said:
         raise Unused("no turns")
+    if len(said) > 2 * MAXIMUM_TURNS:
+        raise FieldError(
+            f"{row.place}: {len(said)} turns; at most {2 * MAXIMUM_TURNS} are read of one entry"
+        )
     if len(said) % 2:
         raise FieldError(f"{row.place}: the last of {len(said)} turns has no answer")
     history: list[str] = []
@@ -56,11 +66,14 @@ def _turns(row: Row) -> list[tuple[str, str]]:
                 raise FieldError(
                     f"{turn.place}: expected a turn from {speaker!r}, found {turn.text('from')!r}"
                 )
-        question = human.text("value").replace(_IMAGE_MARK, "").strip()
-        if not question:
+        question = _IMAGE_MARK.sub("", human.text("value"))
+        if not question.strip():
             raise FieldError(f"{human.place}: 'value' holds no question")
         history.append(question)
         answer = assistant.text("value")
-        turns.append(("\n".join(history), answer))
+        instruction = "\n".join(history)
+        if len(instruction) > MAXIMUM_TEXT:
+            raise FieldError(f"{human.place}: with its history, longer than {MAXIMUM_TEXT}")
+        turns.append((instruction, answer))
         history.append(answer)
     return turns

@@ -110,6 +110,13 @@ class Row:
             raise self._wrong(key, "a whole number")
         return value
 
+    def truth(self, key: str) -> bool:
+        """True or false."""
+        value = self._take(key)
+        if not isinstance(value, bool):
+            raise self._wrong(key, "true or false")
+        return value
+
     def identity(self, key: str) -> str:
         """A whole number or a string, as a string."""
         value = self._take(key)
@@ -126,6 +133,11 @@ class Row:
         if not isinstance(value, list):
             raise self._wrong(key, "a list")
         return value
+
+    def holds_objects(self, key: str) -> bool:
+        """Whether `key` is a list that begins with an object."""
+        value = self._take(key)
+        return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
     def rows(self, key: str) -> list["Row"]:
         """A list of objects."""
@@ -196,8 +208,13 @@ def counted_answers(texts: Iterable[str]) -> tuple[Answer, ...]:
 def each(
     values: Iterable[tuple[str, object]], make: Callable[[Row], Iterable[Example]]
 ) -> Iterator[Example | Rejected]:
-    """Makes examples of (place, annotation) pairs; a failure rejects that annotation alone."""
+    """Makes examples of (place, annotation) pairs; a failure rejects that annotation alone. One
+    that is Rejected already is passed on.
+    """
     for place, value in values:
+        if isinstance(value, Rejected):
+            yield value
+            continue
         try:
             yield from list(make(Row(value, place)))
         except Unused as reason:

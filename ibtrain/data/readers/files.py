@@ -42,8 +42,11 @@ def _locate(raw: Path, name: str) -> Path | None:
     """The file called `name`, or the folder where `name` ends in "/"."""
     for folder in ("", "annotations", "Annotations"):
         path = raw / folder / name
-        if path.is_dir() if name.endswith("/") else path.is_file():
-            return path
+        try:
+            if path.is_dir() if name.endswith("/") else path.is_file():
+                return path
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     return None
 
 
@@ -60,8 +63,13 @@ class Images:
         Raises:
             FieldError: the path leaves the image folder, or no such file is there.
         """
-        _check_inside(name)
-        return self._existing((name,), name)
+        return self.first((name,))
+
+    def first(self, names: tuple[str, ...]) -> Path:
+        """The first image that is there at one of the relative paths `names`; errors as named."""
+        for name in names:
+            _check_inside(name)
+        return self._existing(names, " or ".join(names))
 
     def coco(self, number: str) -> Path:
         """The COCO image of that number, of whatever year and split is on disk."""
@@ -97,7 +105,7 @@ class Images:
         for root in self._roots:
             for candidate in names:
                 path = root / candidate
-                if path.is_file() or (path.is_dir() and candidate == stem):
+                if _present(path) or (candidate == stem and _present(path, folder=True)):
                     return path
         folders = ", ".join(str(root) for root in self._roots)
         raise FieldError(f"no video {name} and no folder of its frames; looked in {folders}")
@@ -113,9 +121,16 @@ class Images:
         for root in self._roots:
             for name in names:
                 path = root / name
-                if path.is_file():
+                if _present(path):
                     return path
         return None
+
+
+def _present(path: Path, *, folder: bool = False) -> bool:
+    try:
+        return path.is_dir() if folder else path.is_file()
+    except OSError as error:
+        raise FieldError(f"{str(path)[:300]} cannot be looked up: {error.strerror}") from error
 
 
 def _check_inside(name: str) -> None:

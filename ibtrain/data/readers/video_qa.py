@@ -5,7 +5,8 @@ a name of the number, and MSVD's youtube_mapping.txt gives the names of the file
 LAVIS: qa_{split}.json, which names the files.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from ibtrain.data.catalog import DatasetEntry
@@ -25,6 +26,7 @@ def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejec
     images = Images(raw, entry)
     names = _mapping(rest[0]) if rest else {}
     pattern = entry.reader_options.get("video", "{}")
+    find = lru_cache(maxsize=1024)(images.video)  # many questions are about one video
     labelled = entry.splits[split].labelled
 
     def make(row: Row) -> Iterable[Example]:
@@ -34,7 +36,7 @@ def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejec
             answers = (Answer(row.text("answer").strip()),)
         elif labelled:
             raise Unused("no answer")
-        name, video = _video(row, pattern, names, images)
+        name, video = _video(row, pattern, names, find)
         first = question.split()[0].lower()
         yield Example(
             entry.name,
@@ -54,19 +56,21 @@ def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejec
     yield from each(list_entries(path), make)
 
 
-def _video(row: Row, pattern: str, names: dict[str, str], images: Images) -> tuple[str, Path]:
+def _video(
+    row: Row, pattern: str, names: dict[str, str], find: Callable[[str], Path]
+) -> tuple[str, Path]:
     """(name without a suffix, file or folder) of the video that a question is about."""
     if row.has("video"):
         name = row.text("video")
-        return name.removesuffix(Path(name).suffix), images.video(name)
+        return name.removesuffix(Path(name).suffix), find(name)
     numbered = pattern.replace("{}", row.identity("video_id"))
     name = names.get(numbered, numbered)
     try:
-        return name, images.video(name)
+        return name, find(name)
     except FieldError:
         if name == numbered:
             raise
-        return name, images.video(numbered)
+        return name, find(numbered)
 
 
 def _mapping(path: Path) -> dict[str, str]:

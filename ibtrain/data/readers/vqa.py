@@ -1,66 +1,69 @@
-"""VQAv2 as visualqa.org publishes it: a file of questions and a file of ten answers to each."""
+"""VQAv2 and OKVQA, to answer their questions or, with {generate: question}, to ask them.
+
+Official (visualqa.org): a file of questions and a file of ten answers to each; of a split whose
+answers are not public, the questions alone. LAVIS: one list with both.
+"""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from ibtrain.data.catalog import DatasetEntry
-from ibtrain.data.readers.fields import (
-    FieldError,
-    Rejected,
-    Row,
-    counted_answers,
-    each,
-    entries_under,
-)
+from ibtrain.data.readers.fields import FieldError, Rejected, Row, counted_answers, each
 from ibtrain.data.readers.files import Images, annotation_files
+from ibtrain.data.readers.lookup import Lookup
+from ibtrain.data.readers.question_answer import answer_texts, asked, read_list
+from ibtrain.data.readers.streams import entries_under, top_level
 from ibtrain.data.records import Example
+
+OPTIONS = ("generate",)
 
 
 def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejected]:
     """One example per question; an answer's weight is the number of annotators who gave it."""
-    questions_path, answers_path = annotation_files(raw, split, entry)
+    path, *rest = annotation_files(raw, split, entry)
     images = Images(raw, entry)
-    annotations = _by_question(answers_path)
+    if top_level(path) == "list":
+        yield from read_list(path, split, entry, images)
+    elif not rest and entry.splits[split].labelled:
+        raise ValueError(
+            f"{path}: a file of questions alone; name the file of their answers beside it in "
+            f"{entry.name}'s splits, or say there that {split} is not labelled"
+        )
+    else:
+        yield from _read_official(path, rest[0] if rest else None, entry, images)
+
+
+def _read_official(
+    questions_path: Path, answers_path: Path | None, entry: DatasetEntry, images: Images
+) -> Iterator[Example | Rejected]:
+    given = None
+    if answers_path is not None:
+        given = Lookup(entries_under(answers_path, "annotations"), "question_id", _annotation)
 
     def make(row: Row) -> Iterable[Example]:
         question_id = row.identity("question_id")
-        annotation = annotations.get(question_id)
-        if annotation is None:
+        found = given.get(question_id) if given is not None else {"answers": None, "types": {}}
+        if found is None:
+            assert answers_path is not None
             raise FieldError(
                 f"{row.place}: question {question_id} has no entry in {answers_path.name}"
             )
-        return [
-            Example(
-                entry.name,
-                entry.task,
-                question_id,
-                images.coco(row.identity("image_id")),
-                counted_answers(_answers(annotation)),
-                form="visual_question_answering",
-                slots={"question": row.text("question").strip()},
-                details={
-                    "question_type": annotation.text("question_type"),
-                    "answer_type": annotation.text("answer_type"),
-                },
-            )
-        ]
+        yield asked(
+            entry,
+            question_id,
+            images.coco(row.identity("image_id")),
+            row.text("question").strip(),
+            () if found["answers"] is None else counted_answers(found["answers"]),
+            found["types"],
+        )
 
     yield from each(entries_under(questions_path, "questions"), make)
 
 
-def _by_question(path: Path) -> dict[str, Row]:
-    """Annotations by question id; the first of several. Damaged ones are missed when asked for."""
-    found: dict[str, Row] = {}
-    for place, value in entries_under(path, "annotations"):
-        try:
-            row = Row(value, place)
-            found.setdefault(row.identity("question_id"), row)
-        except FieldError:
-            continue
-    return found
-
-
-def _answers(annotation: Row) -> list[str]:
-    """The annotators' answers, without the empty ones."""
-    rows = annotation.rows("answers")
-    return [row.text("answer") for row in rows if not row.blank("answer")]
+def _annotation(row: Row) -> dict[str, Any]:
+    types = ("question_type", "answer_type")
+    return {
+        "answers": answer_texts(row, "answers"),
+        "types": {key: row.text(key) for key in types if row.has(key)},
+    }

@@ -180,6 +180,7 @@ def test_aokvqa_gives_a_direct_and_a_choice_example(coco: Path, write_json: Writ
             image=train_image(coco, 2),
             answers=(Answer("shoe", 7.0), Answer("boot", 3.0)),
             slots={"question": "What is worn?"},
+            details={"difficult_direct_answer": False},
         ),
         Example(
             dataset="aokvqa",

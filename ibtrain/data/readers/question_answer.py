@@ -1,0 +1,97 @@
+"""A list of questions about images with their answers: your own, or LAVIS's form of VQA's files.
+
+The file is JSON, JSON Lines or CSV. Each entry has "image" (a path), "question" and "answer" or
+"answers": a string, a list of them (one an annotator; how many gave an answer is its weight), or
+a list of objects with "answer". Its id is "question_id" or "id", else its place in the file. The
+dataset's `reader_options` rename what is read: {question: query, answer: label, image: file}.
+With {generate: question}, the answer is given and the question is what is asked for.
+"""
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ibtrain.data.catalog import DatasetEntry
+from ibtrain.data.readers.fields import Rejected, Row, Unused, counted_answers, each
+from ibtrain.data.readers.files import Images, annotation_files
+from ibtrain.data.readers.streams import entries
+from ibtrain.data.records import Answer, Example
+
+OPTIONS = ("image", "question", "answer", "id", "generate")
+
+
+def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejected]:
+    """One example per question."""
+    (path,) = annotation_files(raw, split, entry)
+    yield from read_list(path, split, entry, Images(raw, entry))
+
+
+def read_list(
+    path: Path, split: str, entry: DatasetEntry, images: Images
+) -> Iterator[Example | Rejected]:
+    """The examples of one file."""
+    options = entry.reader_options
+    labelled = entry.splits[split].labelled
+
+    def make(row: Row, number: int) -> Iterable[Example]:
+        yield asked(
+            entry,
+            _identity(row, options.get("id"), number),
+            images.named_or_coco(row.text(options.get("image", "image"))),
+            row.text(options.get("question", "question")).strip(),
+            _answers(row, options.get("answer"), labelled),
+            {},
+        )
+
+    for number, pair in enumerate(entries(path)):
+        yield from each([pair], partial(make, number=number))
+
+
+def asked(
+    entry: DatasetEntry,
+    identity: str,
+    image: Path,
+    question: str,
+    answers: tuple[Answer, ...],
+    details: dict[str, Any],
+) -> Example:
+    """The example of a question: its answers are asked for or, where the dataset's option
+    `generate` is "question", the question to its most frequent answer.
+
+    Raises:
+        Unused: the question is asked for, and it has no answer.
+    """
+    form, slots = "visual_question_answering", {"question": question}
+    if entry.reader_options.get("generate") == "question":
+        if not answers:
+            raise Unused("no answer")
+        form, slots = "question_generation", {"answer": answers[0].text}
+        answers = (Answer(question),)
+    return Example(
+        entry.name, entry.task, identity, image, answers, form=form, slots=slots, details=details
+    )
+
+
+def _identity(row: Row, key: str | None, number: int) -> str:
+    for name in (key,) if key else ("question_id", "id"):
+        if key or row.has(name):
+            return row.identity(name)
+    return str(number)
+
+
+def _answers(row: Row, key: str | None, labelled: bool) -> tuple[Answer, ...]:
+    name = key or ("answers" if row.has("answers") else "answer")
+    if not row.has(name):
+        if labelled:
+            raise Unused("no answer")
+        return ()
+    return counted_answers(answer_texts(row, name))
+
+
+def answer_texts(row: Row, key: str) -> list[str]:
+    """The answers at `key`: a string, a list of strings, or a list of objects with "answer"."""
+    if not row.holds_objects(key):
+        return row.text_or_texts(key)
+    given = row.rows(key)
+    return [answer.text("answer") for answer in given if not answer.blank("answer")]
