@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ibtrain.data.catalog import DatasetEntry
 from ibtrain.data.readers.choices import multiple_choice
-from ibtrain.data.readers.fields import FieldError, Rejected, Row, Unused, each
+from ibtrain.data.readers.fields import MAXIMUM_IDENTITY, FieldError, Rejected, Row, Unused, each
 from ibtrain.data.readers.files import Images, annotation_files
 from ibtrain.data.readers.streams import entries_under, object_entries
 from ibtrain.data.records import Example
@@ -26,7 +26,7 @@ def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejec
     left = _problems_of(rest[0], split) if rest else None
 
     def make(row: Row) -> Iterable[Example]:
-        identity = row.text("id")
+        identity = row.identity("id")
         if not row.has("image") or row.blank("image"):
             raise Unused("no image")
         slots, answers, details = multiple_choice(row, "answer", labelled=labelled)
@@ -50,8 +50,12 @@ def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejec
 
 
 def _problems_of(path: Path, split: str) -> set[str]:
-    """The problems of a split; of such as are no text, none can be found."""
-    return {str(value)[:100] for _, value in entries_under(path, split)}
+    """The problems of a split; what is no text is called by its place, and will not be found."""
+    found = set()
+    for place, value in entries_under(path, split):
+        name = value[:MAXIMUM_IDENTITY] if isinstance(value, str) else place
+        found.add(name.encode("utf-8", "backslashreplace").decode())
+    return found
 
 
 def _wanted(path: Path, left: set[str] | None) -> Iterator[tuple[str, object]]:

@@ -11,7 +11,14 @@ from typing import Any
 
 from ibtrain.data.catalog import DatasetEntry
 from ibtrain.data.readers.choices import correct_index
-from ibtrain.data.readers.fields import FieldError, Rejected, Row, Unused, each
+from ibtrain.data.readers.fields import (
+    MAXIMUM_TEXT,
+    FieldError,
+    Rejected,
+    Row,
+    Unused,
+    each,
+)
 from ibtrain.data.readers.files import Images, annotation_files
 from ibtrain.data.readers.streams import entries_under
 from ibtrain.data.records import Answer, Example
@@ -61,7 +68,7 @@ def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejec
 
 
 def _texts(path: Path, key: str) -> list[str | None]:
-    """The strings of a list that rounds point into; None for what is no string.
+    """The strings of a list that rounds point into; None for what cannot be used.
 
     Raises:
         ValueError: naming the file, where it is damaged or too large.
@@ -69,12 +76,23 @@ def _texts(path: Path, key: str) -> list[str | None]:
     texts: list[str | None] = []
     characters = 0
     for _, value in entries_under(path, key):
-        text = value.strip() if isinstance(value, str) else None
+        text = _usable(value)
         characters += 1 + len(text or "")
         if characters > MAXIMUM_CHARACTERS:
             raise ValueError(f"{path}: {key} holds more than {MAXIMUM_CHARACTERS} characters")
         texts.append(text)
     return texts
+
+
+def _usable(value: object) -> str | None:
+    """The text without white space around it, if it is one that can be stored."""
+    if not isinstance(value, str) or len(value) > MAXIMUM_TEXT:
+        return None
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half a surrogate pair
+        return None
+    return value.strip()
 
 
 def _text(turn: Row, key: str, texts: list[str | None]) -> str:
