@@ -48,6 +48,15 @@ class Batch:
     def __len__(self) -> int:
         return len(self.datasets)
 
+    def pin_memory(self) -> "Batch":
+        """The same batch in page-locked memory, from which copying to a GPU is asynchronous."""
+        pinned: dict[str, Any] = {
+            field.name: value.pin_memory()
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return replace(self, **pinned)
+
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch with its tensors on `device` (asynchronously from pinned memory)."""
         moved: dict[str, Any] = {

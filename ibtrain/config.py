@@ -7,7 +7,7 @@ directory; `${root}` stands for the recipe's `root`.
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -74,9 +74,12 @@ class ModelSection(Section):
 class MixtureEntry(Section):
     """One prepared dataset. `factor` multiplies its balanced weight."""
 
-    dataset: str
-    path: Path
-    factor: float = Field(default=1.0, gt=0)
+    dataset: str = Field(min_length=1)
+    path: str = Field(min_length=1)
+    """The directory of its shards, or an address in an object store (s3://bucket/folder)."""
+    factor: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    forms: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {}
+    """Factors of single forms of its records ({multiple_choice: 0.5}); 0 leaves a form out."""
 
 
 class DataSection(Section):
@@ -84,15 +87,25 @@ class DataSection(Section):
 
     mixture: tuple[MixtureEntry, ...] = Field(min_length=1)
     balance: Literal["sqrt", "proportional", "uniform"] = "sqrt"
+    draw: Literal["sample", "batch"] = "sample"
+    """Draw the dataset of every sample, or that of every global batch."""
     epoch_samples: int | None = Field(default=None, ge=1)
     """Samples drawn per epoch; default: as many as the datasets hold together."""
+    prompts: Literal["instructions", "plain", "identifier"] = "instructions"
+    """An instruction; the bare input; or the bare input behind `[task: dataset]`."""
     image_size: int = Field(default=224, ge=8)
     augmentation: Literal["resize", "crop", "crop_flip"] = "crop_flip"
+    """The most that is done to an image; one that text is read from is only resized, and one whose
+    text names a side is not mirrored."""
     max_instruction_tokens: int = Field(default=128, ge=8)
     max_answer_tokens: int = Field(default=256, ge=1)
     workers: int = Field(default=4, ge=0)
+    worker_timeout: float = Field(default=1800.0, gt=0)
+    """Seconds without a batch after which a job with workers fails instead of waiting on."""
     cache: Path | None = None
     """Where shards are unpacked to; default: cache/ in the run directory."""
+    bad_shard_budget: float = Field(default=0.01, ge=0, le=1)
+    """The share of a dataset's samples that may be replaced because they cannot be read."""
 
     @model_validator(mode="after")
     def _named_once(self) -> "DataSection":
@@ -127,8 +140,9 @@ class CheckpointSection(Section):
     keep: int = Field(default=3, ge=1)
     resume_from: str | None = None
     """A step directory's name (step-00003000) to go on from instead of the latest."""
-    accept_changed_data: bool = False
-    """Go on although the mixture, its order or its shards changed since the checkpoint."""
+    accept_changed_data: bool | tuple[str, ...] = False
+    """Go on although the mixture, its order or its shards changed since the checkpoint: true, or
+    the names of what may have changed ([datasets.vqav2.share])."""
 
 
 class Recipe(Section):

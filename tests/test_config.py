@@ -46,17 +46,21 @@ EXPECTED = {
     },
     "data": {
         "mixture": [
-            {"dataset": "vqav2", "path": "shards/vqav2", "factor": 1.0},
-            {"dataset": "coco", "path": "shards/coco", "factor": 2.5},
+            {"dataset": "vqav2", "path": "shards/vqav2", "factor": 1.0, "forms": {}},
+            {"dataset": "coco", "path": "shards/coco", "factor": 2.5, "forms": {}},
         ],
         "balance": "sqrt",
+        "draw": "sample",
         "epoch_samples": None,
+        "prompts": "instructions",
         "image_size": 224,
         "augmentation": "crop_flip",
         "max_instruction_tokens": 128,
         "max_answer_tokens": 256,
         "workers": 4,
+        "worker_timeout": 1800.0,
         "cache": None,
+        "bad_shard_budget": 0.01,
     },
     "training": {
         "steps": 100,

@@ -1,51 +1,67 @@
 """The balanced mixture: prepared datasets drawn together, in an order that the recipe determines.
 
-p_d is proportional to sqrt(size_d) times a named factor (paper, section 2.4). Streaming draws,
-shuffles and partitions; what is ours is everything that it does not notice: shards are checked
-before it sees them, an epoch must give as many samples as was asked, and what determines the order
-is in a fingerprint kept with every checkpoint.
+p_d is proportional to sqrt(size_d) times a named factor (paper, section 2.4). A dataset is one part
+of the mixture, or one part per form of its records where the recipe weighs forms. order.py says
+which sample of which part comes when, loader.py reads it.
 """
 
-import math
-import random
+import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
-from streaming import Stream, StreamingDataset
-from torch.utils.data import DataLoader
+import numpy as np
+import numpy.typing as npt
 
-from ibtrain.batch import Batch
 from ibtrain.config import DataSection, MixtureEntry, Recipe
-from ibtrain.data.collate import Sample, collate
-from ibtrain.data.images import open_pixels
-from ibtrain.data.records import Answer, Record
-from ibtrain.data.shards import (
-    HASHES,
-    ShardIndex,
-    check_index,
-    columns_to_record,
-    fingerprint,
-    verify_shards,
-)
-from ibtrain.data.tokenization import InstructionTokenizer
+from ibtrain.data.order import ORDER_VERSION, OrderPart, canonical_nodes, largest_remainder
+from ibtrain.data.remote import local_directory
+from ibtrain.data.shard_cache import ShardCache, remote_index_directory
+from ibtrain.data.shards import ShardIndex, check_index, fingerprint, read_index
 
-SHUFFLE = "py1br"  # py1e puts repeats of an upsampled dataset into one batch now and then
 _BALANCE = {"sqrt": 0.5, "proportional": 1.0, "uniform": 0.0}
 
 
 @dataclass(frozen=True)
-class MixedDataset:
-    """One dataset of a mixture with its resolved share."""
+class MixedPart:
+    """Samples of a dataset that are drawn alike: all of them, or those of one form.
+
+    `members` gives the samples' numbers in the dataset in rising order, None for all of them;
+    `draws` is how many an epoch has.
+    """
 
     name: str
+    form: str | None
+    members: npt.NDArray[np.uint32] | None
+    shard_samples: npt.NDArray[np.int64]
+    weight: float
+    draws: int
+
+    @property
+    def size(self) -> int:
+        """Samples of the part."""
+        return int(self.shard_samples.sum())
+
+
+@dataclass(frozen=True)
+class MixedDataset:
+    """One dataset of a mixture with its resolved share.
+
+    `samples_per_epoch` is what its share asks for, `draws` what an epoch has: within 1 of it, or
+    within one global batch where whole batches are drawn.
+    """
+
+    name: str
+    place: str
     index: ShardIndex
     size: int
     weight: float
     share: float
     samples_per_epoch: float
+    draws: int
+    parts: tuple[MixedPart, ...]
 
 
 @dataclass(frozen=True)
@@ -54,250 +70,238 @@ class Mixture:
 
     datasets: tuple[MixedDataset, ...]
     epoch_samples: int
+    global_batch: int
+    draw: Literal["sample", "batch"]
+
+    def parts(self) -> list[tuple[int, MixedPart]]:
+        """Every part, with the position of its dataset; the order counts parts so."""
+        return [
+            (position, part)
+            for position, dataset in enumerate(self.datasets)
+            for part in dataset.parts
+        ]
+
+    def order_parts(self) -> list[OrderPart]:
+        """The parts as the order takes them."""
+        return [OrderPart(part.name, part.shard_samples, part.draws) for _, part in self.parts()]
 
 
-def resolve_mixture(data: DataSection, global_batch: int) -> Mixture:
+def resolve_mixture(data: DataSection, global_batch: int, cache: Path | None = None) -> Mixture:
     """Sizes, weights and shares; an epoch is a whole number of global batches.
 
+    Indexes are checked, and the sizes of the files that they name. Shards are opened only for a
+    dataset whose forms are weighed.
+
+    Args:
+        data: the recipe's section.
+        global_batch: samples of a step.
+        cache: where indexes of object stores and unpacked shards are put; by default data.cache,
+            and without that a directory that is removed again.
+
     Raises:
-        ValueError: when a dataset is missing or its index is not safe to read, or when an epoch
-            is smaller than one global batch.
+        ValueError: when a dataset is missing or its index is not safe to read, when a form that is
+            weighed is not in it, or when an epoch is smaller than one global batch.
+        OSError: when the cache cannot be written.
     """
-    indexes = [check_index(entry.path) for entry in data.mixture]
-    weights = [
-        _weight(entry, index, data.balance)
-        for entry, index in zip(data.mixture, indexes, strict=True)
-    ]
+    with _kept_or_temporary(cache or data.cache) as directory:
+        indexes = [_open_index(entry.path, directory) for entry in data.mixture]
+        divided = [
+            _divided(entry, index, data.balance, directory)
+            for entry, index in zip(data.mixture, indexes, strict=True)
+        ]
+    weights = [sum(part.weight for part in parts) for parts in divided]
     total = sum(index.samples for index in indexes)
     asked = data.epoch_samples or total
-    epoch_samples = asked // global_batch * global_batch
-    if epoch_samples == 0:
+    steps = asked // global_batch
+    if steps == 0:
         raise ValueError(
             f"an epoch of {asked} samples is smaller than one global batch of {global_batch}: "
             "raise data.epoch_samples or lower training.global_batch"
         )
-    return Mixture(
-        tuple(
-            MixedDataset(
-                name=entry.dataset,
-                index=index,
-                size=index.samples,
-                weight=weight,
-                share=weight / sum(weights),
-                samples_per_epoch=epoch_samples * weight / sum(weights),
-            )
-            for entry, index, weight in zip(data.mixture, indexes, weights, strict=True)
-        ),
-        epoch_samples,
+    unit = global_batch if data.draw == "batch" else 1
+    draws = _draws(steps * global_batch // unit, unit, data.mixture, divided)
+    datasets = tuple(
+        MixedDataset(
+            name=entry.dataset,
+            place=entry.path,
+            index=index,
+            size=index.samples,
+            weight=weight,
+            share=weight / sum(weights),
+            samples_per_epoch=steps * global_batch * weight / sum(weights),
+            draws=sum(part.draws for part in parts),
+            parts=parts,
+        )
+        for entry, index, weight, parts in zip(data.mixture, indexes, weights, draws, strict=True)
+    )
+    return Mixture(datasets, steps * global_batch, global_batch, data.draw)
+
+
+@contextmanager
+def _kept_or_temporary(cache: Path | None) -> Iterator[Path]:
+    if cache is not None:
+        yield cache
+        return
+    with tempfile.TemporaryDirectory(prefix="ibtrain-") as directory:
+        yield Path(directory)
+
+
+def _open_index(place: str, cache: Path) -> ShardIndex:
+    directory = local_directory(place)
+    if directory is not None:
+        return check_index(directory)
+    return read_index(remote_index_directory(place, cache))
+
+
+@dataclass(frozen=True)
+class _Form:
+    """The samples of one form, or all of them."""
+
+    name: str | None
+    factor: float
+    members: npt.NDArray[np.uint32] | None
+    shard_samples: npt.NDArray[np.int64]
+
+
+def _divided(
+    entry: MixtureEntry, index: ShardIndex, balance: str, cache: Path
+) -> tuple[MixedPart, ...]:
+    """The parts of a dataset; a form has its part of the dataset's weight, times its factor."""
+    if entry.forms:
+        forms = _forms(entry, index, cache)
+    else:
+        whole = np.array([shard.samples for shard in index.shards], np.int64)
+        forms = [_Form(None, 1.0, None, whole)]
+    weight = index.samples ** _BALANCE[balance] * entry.factor
+    return tuple(
+        MixedPart(
+            name=entry.dataset if form.name is None else f"{entry.dataset}/{form.name}",
+            form=form.name,
+            members=form.members,
+            shard_samples=form.shard_samples,
+            weight=weight * form.factor * int(form.shard_samples.sum()) / index.samples,
+            draws=0,
+        )
+        for form in forms
     )
 
 
-def _weight(entry: MixtureEntry, index: ShardIndex, balance: str) -> float:
-    if index.samples == 0:
-        raise ValueError(f"{index.directory} holds no samples; remove it from data.mixture")
-    return float(index.samples ** _BALANCE[balance] * entry.factor)
+def _forms(entry: MixtureEntry, index: ShardIndex, cache: Path) -> list[_Form]:
+    """The forms of a dataset's records, found by reading that one column of every record."""
+    shards = ShardCache(entry.dataset, entry.path, index, cache)
+    numbers: dict[str, list[int]] = {}
+    first = 0
+    ends = []
+    for position in range(len(index.shards)):
+        shard = shards.open(position)
+        for number in range(len(shard)):
+            numbers.setdefault(shard.text(number, "form"), []).append(first + number)
+        shards.forget(position)
+        first += len(shard)
+        ends.append(first)
+    missing = sorted(set(entry.forms) - set(numbers))
+    if missing:
+        raise ValueError(
+            f"data.mixture weighs the form {missing[0]!r} of {entry.dataset}, of which "
+            f"{entry.path} holds no record; it holds {', '.join(sorted(numbers))}"
+        )
+    forms = []
+    for name in sorted(numbers):
+        factor = entry.forms.get(name, 1.0)
+        if factor:
+            members = np.array(numbers[name], np.uint32)
+            in_shards = np.diff(np.searchsorted(members, [0, *ends]))
+            forms.append(_Form(name, factor, members, in_shards.astype(np.int64)))
+    if not forms:
+        raise ValueError(
+            f"data.mixture leaves every form of {entry.dataset} out; remove the dataset instead"
+        )
+    return forms
 
 
-def verify_mixture(mixture: Mixture) -> None:
-    """Hashes every shard: Streaming itself would hang, or end an epoch early, on a bad one.
-
-    Raises:
-        ValueError: naming the first shard that differs from its index.
-    """
-    for dataset in mixture.datasets:
-        bad = verify_shards(dataset.index)
-        if bad:
-            raise ValueError(
-                f"{len(bad)} of {len(dataset.index.shards)} shards in {dataset.index.directory} do "
-                f"not match their index, the first is {bad[0].shard} ({bad[0].reason}); copy it "
-                "again, or remove the directory and run `ibtrain data prepare` again"
+def _draws(
+    units: int,
+    unit: int,
+    entries: Sequence[MixtureEntry],
+    divided: Sequence[tuple[MixedPart, ...]],
+) -> list[tuple[MixedPart, ...]]:
+    """The parts with their draws: units go to the datasets first, then to a dataset's parts."""
+    names = [entry.dataset for entry in entries]
+    of_datasets = largest_remainder(
+        units, [sum(part.weight for part in parts) for parts in divided], names
+    )
+    return [
+        tuple(
+            replace(part, draws=count * unit)
+            for part, count in zip(
+                parts,
+                largest_remainder(
+                    given, [part.weight for part in parts], [part.name for part in parts]
+                ),
+                strict=True,
             )
+        )
+        for parts, given in zip(divided, of_datasets, strict=True)
+    ]
 
 
 def order_fingerprint(recipe: Recipe, mixture: Mixture) -> dict[str, Any]:
     """Everything that determines which sample comes at which step, as plain JSON values."""
     return {
+        "version": ORDER_VERSION,
         "seed": recipe.seed,
-        "global_batch": recipe.training.global_batch,
+        "global_batch": mixture.global_batch,
         "epoch_samples": mixture.epoch_samples,
-        "canonical_nodes": _canonical_nodes(mixture),
-        "shuffle": SHUFFLE,
+        "canonical_nodes": canonical_nodes(mixture.global_batch),
+        "draw": mixture.draw,
+        "prompts": recipe.data.prompts,
+        "augmentation": recipe.data.augmentation,
+        "image_size": recipe.data.image_size,
         "datasets": {
-            dataset.name: {"share": dataset.share, "shards": fingerprint(dataset.index)}
+            dataset.name: {
+                "share": dataset.share,
+                "samples": dataset.size,
+                "shards": fingerprint(dataset.index),
+                "draws": {part.form or "all": part.draws for part in dataset.parts},
+            }
             for dataset in mixture.datasets
         },
     }
 
 
-def changes_of_order(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
-    """What differs between two fingerprints, one line each; empty when the order is the same."""
-    lines = []
-    for key in sorted(set(before) | set(now)):
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            lines += changes_of_order(old, new, f"{prefix}{key}.")
-        elif old != new:
-            lines.append(f"{prefix}{key}: was {old}, is {new}")
-    return lines
-
-
-def _canonical_nodes(mixture: Mixture) -> int:
-    """A power of two that divides the epoch, so that Streaming neither pads nor depends on the
-    number of nodes.
+def changes_of_order(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
+    """What differs between two fingerprints: dotted key to "was X, is Y"; empty where nothing
+    does.
     """
-    return math.gcd(64, mixture.epoch_samples)
+    old, new = _flat(before), _flat(now)
+    changes = {}
+    for key in sorted(set(old) | set(new)):
+        if key not in old:
+            changes[key] = f"is new ({new[key]})"
+        elif key not in new:
+            changes[key] = f"is gone (was {old[key]})"
+        elif old[key] != new[key]:
+            changes[key] = f"was {old[key]}, is {new[key]}"
+    return changes
 
 
-class _MixtureDataset(StreamingDataset):  # type: ignore[misc]
-    """Streaming's order over the mixture; each item is a ready `Sample`."""
-
-    def __init__(
-        self, recipe: Recipe, streams: Sequence[Stream], share: int, mixture: Mixture
-    ) -> None:
-        super().__init__(
-            streams=streams,
-            epoch_size=mixture.epoch_samples,
-            batch_size=share,
-            shuffle=True,
-            shuffle_algo=SHUFFLE,
-            shuffle_seed=recipe.seed,
-            num_canonical_nodes=_canonical_nodes(mixture),
-            batching_method="random",
-            sampling_method="balanced",
-        )
-        self._recipe = recipe
-
-    def __getitem__(self, at: int) -> Sample:
-        record = columns_to_record(super().__getitem__(at))
-        # During an epoch Streaming's counter already stands at the next one.
-        return draw_sample(record, self._recipe, epoch=self.next_epoch - 1)
-
-
-def draw_sample(record: Record, recipe: Recipe, epoch: int) -> Sample:
-    """Chooses instruction, answer and augmentation by (seed, epoch, sample id) alone."""
-    source = random.Random(f"{recipe.seed}/{epoch}/{record.dataset}/{record.id}")
-    data = recipe.data
-    frames = [
-        open_pixels(image, data.image_size, data.augmentation, source) for image in record.images
-    ]
-    empty = torch.zeros(0, 3, data.image_size, data.image_size)
-    pixels = torch.stack(frames) if frames else empty
-    return Sample(
-        pixels_ICHW=pixels,
-        instruction=source.choice(record.instructions),
-        answer=_draw_answer(record.answers, source),
-        dataset=record.dataset,
-        id=record.id,
-    )
-
-
-def _draw_answer(answers: Sequence[Answer], source: random.Random) -> str:
-    """One answer, by its weight (how many annotators gave it)."""
-    return source.choices(answers, [answer.weight for answer in answers])[0].text
-
-
-@dataclass(frozen=True)
-class _CollateShare:
-    """This rank's share of a global batch, split into packed micro-batches."""
-
-    tokenizer: InstructionTokenizer
-    micro_batch: int
-    query_tokens: int
-    image_size: int
-
-    def __call__(self, samples: Sequence[Sample]) -> list[Batch]:
-        return [
-            collate(
-                samples[begin : begin + self.micro_batch],
-                self.tokenizer,
-                query_tokens=self.query_tokens,
-                image_size=self.image_size,
-            )
-            for begin in range(0, len(samples), self.micro_batch)
-        ]
-
-
-class MixtureLoader:
-    """Iterates over this rank's shares of the global batches, from any step on, without end.
-
-    Build it after the process group is up (Streaming shares memory between a node's ranks).
-
-    Args:
-        recipe: the run.
-        mixture: resolved and verified.
-        tokenizer: of the base.
-        query_tokens: visual tokens per image.
-        world: number of ranks.
-        cache: directory that shards are unpacked to.
-        first_step: the step to begin at; 0 is the beginning.
+def changes_not_accepted(changes: dict[str, str], accepted: bool | Sequence[str]) -> dict[str, str]:
+    """The changes that are not covered by `accepted`: all of them, or keys and what begins so
+    ("datasets.vqav2" stands for its share, samples, shards and draws).
     """
+    if isinstance(accepted, bool):
+        return {} if accepted else changes
+    return {
+        key: change
+        for key, change in changes.items()
+        if not any(key == name or key.startswith(f"{name}.") for name in accepted)
+    }
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        mixture: Mixture,
-        tokenizer: InstructionTokenizer,
-        query_tokens: int,
-        world: int,
-        cache: Path,
-        first_step: int = 0,
-    ) -> None:
-        training = recipe.training
-        self.steps_per_epoch = mixture.epoch_samples // training.global_batch
-        self._epoch, self._begin = divmod(first_step, self.steps_per_epoch)
-        share = training.global_batch // world
-        self._dataset = _MixtureDataset(recipe, _streams(mixture, cache), share, mixture)
-        collate_share = _CollateShare(
-            tokenizer, training.micro_batch, query_tokens, recipe.data.image_size
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= (
+            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
         )
-        self._loader: DataLoader[Sample] = DataLoader(
-            self._dataset,
-            batch_size=share,
-            num_workers=recipe.data.workers,
-            collate_fn=collate_share,
-            drop_last=True,
-            pin_memory=torch.cuda.is_available(),
-            prefetch_factor=2 if recipe.data.workers else None,
-        )
-        self._dataset.load_state_dict(
-            {
-                "epoch": self._epoch,
-                "sample_in_epoch": self._begin * training.global_batch,
-                "num_canonical_nodes": _canonical_nodes(mixture),
-                "shuffle_seed": recipe.seed,
-                "initial_physical_nodes": None,
-            }
-        )
-
-    def __iter__(self) -> Iterator[list[Batch]]:
-        """Micro-batches of this rank, one list per step.
-
-        Raises:
-            RuntimeError: when an epoch ends before its last step.
-        """
-        while True:
-            given = 0
-            for micro_batches in self._loader:
-                given += 1
-                yield micro_batches
-            if self._begin + given != self.steps_per_epoch:
-                raise RuntimeError(
-                    f"epoch {self._epoch} of the mixture ended after {self._begin + given} of "
-                    f"{self.steps_per_epoch} steps: a shard could not be read (see above, and "
-                    "check the space left in the cache directory)"
-                )
-            self._epoch, self._begin = self._epoch + 1, 0
-
-
-def _streams(mixture: Mixture, cache: Path) -> list[Stream]:
-    """One stream per dataset, unpacked into a cache directory of its own content."""
-    return [
-        Stream(
-            remote=str(dataset.index.directory.absolute()),
-            local=str(cache / f"{dataset.name}-{fingerprint(dataset.index)[:16]}"),
-            proportion=dataset.share,
-            validate_hash=HASHES[-1],
-            keep_zip=False,
-        )
-        for dataset in mixture.datasets
-    ]
+    return flat

@@ -5,8 +5,8 @@ import math
 import random
 import resource
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,15 @@ from transformers import InstructBlipConfig
 from ibtrain import __version__
 from ibtrain.batch import Batch
 from ibtrain.config import Recipe, RecipeError, dump_recipe
+from ibtrain.data.loader import MixtureLoader, cache_directory
 from ibtrain.data.mixture import (
     Mixture,
-    MixtureLoader,
+    changes_not_accepted,
     changes_of_order,
     order_fingerprint,
     resolve_mixture,
-    verify_mixture,
 )
+from ibtrain.data.quarantine import BadDataError, Incident, Ledger
 from ibtrain.data.tokenization import InstructionTokenizer
 from ibtrain.model.base import base_config, base_directory, base_sources
 from ibtrain.model.weights import SafetensorsSource, check_vocabularies, choose_sources
@@ -77,9 +78,10 @@ def train(recipe: Recipe) -> TrainingResult:
     Raises:
         ValueError: when the recipe, the base, the data or the run directory cannot be used.
         TrainingError: when training cannot go on.
+        BadDataError: when more of the data is bad than the recipe's budget allows.
     """
     # Everything that can be refused without starting processes is refused before.
-    mixture = resolve_mixture(recipe.data, recipe.training.global_batch)
+    mixture = resolve_mixture(recipe.data, recipe.training.global_batch, cache_directory(recipe))
     config = base_config(recipe.model)
     _check_fit(recipe, config)
     tokenizer = InstructionTokenizer.from_directory(
@@ -94,7 +96,6 @@ def train(recipe: Recipe) -> TrainingResult:
     sharding_config(recipe, ranks.world)
     lock = on_rank_zero_only(ranks, lambda: RunLock(recipe.output))
     try:
-        on_rank_zero(ranks, lambda: verify_mixture(mixture))
         order = order_fingerprint(recipe, mixture)
         resumed = on_rank_zero(ranks, lambda: _find_resume(recipe, order))
         run = _Run(recipe, ranks, mixture, config, tokenizer, order, resumed)
@@ -130,12 +131,15 @@ def _find_resume(recipe: Recipe, order: dict[str, Any]) -> tuple[Path, int] | No
         write_atomically(recipe.output / "recipe.yaml", dump_recipe(recipe))
         return None
     state = read_state(directory)
-    changes = changes_of_order(state["order"], order)
-    if changes and not recipe.checkpoint.accept_changed_data:
+    changes = changes_not_accepted(
+        changes_of_order(state["order"], order), recipe.checkpoint.accept_changed_data
+    )
+    if changes:
         raise RunDirectoryError(
             f"{directory} was trained on other data, so going on would repeat or skip samples:\n  "
-            + "\n  ".join(changes)
-            + "\nput it back as it was, or accept it with checkpoint.accept_changed_data=true"
+            + "\n  ".join(f"{key}: {change}" for key, change in changes.items())
+            + "\nput it back as it was, or accept it with checkpoint.accept_changed_data=true, or "
+            f"by name with checkpoint.accept_changed_data=[{','.join(changes)}]"
         )
     write_atomically(recipe.output / "recipe.yaml", dump_recipe(recipe))
     if recipe.checkpoint.resume_from is not None:
@@ -203,18 +207,25 @@ class _Run:
             mixture,
             tokenizer,
             config.num_query_tokens,
-            ranks.world,
-            recipe.data.cache or recipe.output / "cache",
-            self.first_step,
+            rank=ranks.rank,
+            world=ranks.world,
+            cache=cache_directory(recipe),
+            first_step=self.first_step,
         )
+        self.ledger = Ledger(mixture, recipe.data.bad_shard_budget)
         self.window = _Window(self.names, self.engine.device)
         self.telemetry = Telemetry(recipe.output, self.first_step) if ranks.rank == 0 else None
         self.interruption = Interruption()
-        self._announce(resumed)
+        self._announce(resumed, [data.name for data in mixture.datasets if data.draws == 0])
 
-    def _announce(self, resumed: tuple[Path, int] | None) -> None:
+    def _announce(self, resumed: tuple[Path, int] | None, unseen: Sequence[str]) -> None:
         if self.ranks.rank != 0:
             return
+        if unseen:
+            logger.warning(
+                "an epoch is too short for a sample of %s; raise data.epoch_samples or a factor",
+                ", ".join(unseen),
+            )
         trained = sum(
             getattr(parameter, "ds_numel", parameter.numel())
             for _, parameter in self.engine.model.trainable()
@@ -240,9 +251,9 @@ class _Run:
         interrupted = False
         while step < training.steps and not interrupted:
             started = time.perf_counter()
-            micro_batches = next(shares)
+            micro_batches, failure = self._next_share(shares)
             waited = time.perf_counter() - started
-            answer_tokens, interrupted = self._agree(micro_batches)
+            answer_tokens, interrupted = self._agree(step + 1, micro_batches, failure)
             rate = learning_rate(step, training)
             # Dropout is a function of (seed, step, rank), never of history.
             torch.manual_seed(_seed_of(self.recipe.seed, step, self.ranks.rank))
@@ -267,16 +278,50 @@ class _Run:
             )
         return TrainingResult(self.recipe.output, step, interrupted and step < training.steps)
 
-    def _agree(self, micro_batches: Sequence[Batch]) -> tuple[int, bool]:
-        """Answer tokens of the global batch, and whether any rank was asked to stop."""
+    def _next_share(self, shares: Iterator[list[Batch]]) -> tuple[list[Batch], str | None]:
+        """This rank's micro-batches, or why there are none: the others must hear of it first."""
+        try:
+            return next(shares), None
+        except BadDataError as error:
+            return [], str(error)
+
+    def _agree(
+        self, step: int, micro_batches: Sequence[Batch], failure: str | None
+    ) -> tuple[int, bool]:
+        """Answer tokens of the global batch, and whether any rank was asked to stop.
+
+        Raises:
+            BadDataError: on every rank, when one of them has no data, or when all that the ranks
+                met together is more than the budget allows.
+        """
+        incidents = self.loader.take_incidents()
         own = [
             sum(batch.answer_ids_A.numel() for batch in micro_batches),
             int(self.interruption.requested is not None),
+            len(incidents) + (failure is not None),
         ]
         shared = torch.tensor(own, dtype=torch.int64, device=self.engine.device)
         torch.distributed.all_reduce(shared)
-        tokens, stop = shared.tolist()
+        tokens, stop, troubles = shared.tolist()
+        if troubles:
+            self._share_troubles(step, incidents, failure)
         return tokens, stop > 0
+
+    def _share_troubles(self, step: int, incidents: list[Incident], failure: str | None) -> None:
+        """Every rank learns of all incidents and failures; rank 0 reports what is new."""
+        gathered: list[Any] = [None] * self.ranks.world
+        torch.distributed.all_gather_object(gathered, (incidents, failure))
+        met = [incident for theirs, _ in gathered for incident in theirs]
+        new = [incident for incident in met if self.ledger.enter(incident)]
+        self.window.replaced(incident.dataset for incident in met if incident.kind == "replaced")
+        if self.telemetry is not None:
+            self.telemetry.quarantine(step, [asdict(incident) for incident in new])
+            for incident in new:
+                logger.warning("data, step %d: %s", step, incident)
+        for _, theirs in gathered:
+            if theirs is not None:
+                raise BadDataError(theirs)
+        self.ledger.check()
 
     def _report(self, step: int, rate: float, norm: float) -> None:
         values = self.window.close(self.ranks.world)
@@ -313,7 +358,8 @@ class _Run:
         )
 
     def close(self) -> None:
-        """Gives back signal handlers."""
+        """Ends the processes that read data, and gives back signal handlers."""
+        self.loader.close()
         self.interruption.restore()
 
 
@@ -330,6 +376,12 @@ class _Window:
         self._sums = torch.zeros(len(self._index), 3, dtype=torch.float64, device=self._device)
         self._seconds = 0.0
         self._waited = 0.0
+        self._replaced = dict.fromkeys(self._index, 0)
+
+    def replaced(self, datasets: Iterable[str]) -> None:
+        """Counts draws of all ranks that were replaced, by dataset."""
+        for name in datasets:
+            self._replaced[name] += 1
 
     def add(
         self,
@@ -366,6 +418,7 @@ class _Window:
             "samples_by_dataset": {
                 name: int(sums[place, 2].item()) for name, place in self._index.items()
             },
+            "quarantined": self._replaced,
             "samples_per_second": samples / self._seconds,
             "answer_tokens_per_second": tokens / self._seconds,
             "data_wait": self._waited / self._seconds,

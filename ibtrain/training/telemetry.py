@@ -1,4 +1,5 @@
-"""What a run reports: metrics.jsonl and TensorBoard, one line per logged step.
+"""What a run reports: metrics.jsonl and TensorBoard, one line per logged step, and
+quarantine.jsonl, one line per shard or record that is bad.
 
 A report that cannot be written (a full disk) is left out with one warning; the run goes on, and so
 does the report when there is space again. TensorBoard's own writer works in a thread, which dies of
@@ -13,6 +14,7 @@ import math
 import os
 import socket
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +38,13 @@ class Telemetry:
 
     def __init__(self, run: Path, resumed_step: int) -> None:
         self._lines = run / "metrics.jsonl"
+        self._quarantine = run / "quarantine.jsonl"
         self._events = run / (
             f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"
         )
         self._failing = False
         _drop_lines_after(self._lines, resumed_step)
+        _drop_lines_after(self._quarantine, resumed_step)
         purge = Event(step=resumed_step + 1, session_log=SessionLog(status=SessionLog.START))
         _append(self._events, _record(Event(file_version="brain.Event:2")) + _record(purge))
 
@@ -51,9 +55,19 @@ class Telemetry:
         """
         line = json.dumps({"step": step, **_finite(values)}, allow_nan=False, default=str)
         scalars = [Summary.Value(tag=name, simple_value=value) for name, value in _flat(values)]
+        event = _record(Event(step=step, summary=Summary(value=scalars)))
+        self._report((self._lines, (line + "\n").encode()), (self._events, event))
+
+    def quarantine(self, step: int, entries: Sequence[dict[str, Any]]) -> None:
+        """Appends `{"step": step, **entry}` for each bad shard or record that a step met."""
+        lines = "".join(json.dumps({"step": step, **entry}) + "\n" for entry in entries)
+        if lines:
+            self._report((self._quarantine, lines.encode()))
+
+    def _report(self, *written: tuple[Path, bytes]) -> None:
         try:
-            _append(self._lines, (line + "\n").encode())
-            _append(self._events, _record(Event(step=step, summary=Summary(value=scalars))))
+            for path, data in written:
+                _append(path, data)
         except OSError as error:
             if not self._failing:
                 logger.warning("metrics cannot be written now (%s); training goes on", error)

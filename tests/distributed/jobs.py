@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 
 from ibtrain.config import Recipe, load_recipe
 from ibtrain.data.collate import Sample, collate
-from ibtrain.data.mixture import MixtureLoader, resolve_mixture
+from ibtrain.data.loader import MixtureLoader, cache_directory
+from ibtrain.data.mixture import resolve_mixture
 from ibtrain.data.tokenization import InstructionTokenizer
 from ibtrain.model.base import base_config, base_directory, base_sources
 from ibtrain.model.weights import choose_sources
@@ -106,7 +107,7 @@ def gradients(arguments: list[str]) -> None:
 
 
 def sample_order(arguments: list[str]) -> None:
-    """Writes the sample ids of each global batch from a first step on, as the loader gives them."""
+    """Writes the samples of each global batch from a first step on, as the loader gives them."""
     recipe_file, out, first, last, *overrides = arguments
     recipe = load_recipe(recipe_file, overrides)
     ranks = start_processes()
@@ -116,9 +117,10 @@ def sample_order(arguments: list[str]) -> None:
         mixture,
         tokenizer_of(recipe),
         base_config(recipe.model).num_query_tokens,
-        ranks.world,
-        recipe.output / "cache",
-        int(first),
+        rank=ranks.rank,
+        world=ranks.world,
+        cache=cache_directory(recipe),
+        first_step=int(first),
     )
     batches = []
     for step, micro_batches in zip(range(int(first), int(last)), loader, strict=False):
@@ -131,6 +133,7 @@ def sample_order(arguments: list[str]) -> None:
         ]
         gathered = [None] * ranks.world
         torch.distributed.all_gather_object(gathered, [pair[:2] for part in own for pair in part])
-        batches.append([step, sorted(tuple(pair) for part in gathered for pair in part)])
+        # The ranks' shares end to end: the same sequence, not only the same set.
+        batches.append([step, [tuple(pair) for part in gathered for pair in part]])
     if ranks.rank == 0:
         Path(out).write_text(json.dumps(batches))
