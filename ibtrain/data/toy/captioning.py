@@ -7,7 +7,7 @@ nocaps/nocaps_val_4500_captions.json, nocaps/images/*.jpg
 flickr30k/dataset_flickr30k.json, flickr30k/flickr30k-images/*.jpg
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ibtrain.data.toy.coco import CocoPictures
@@ -50,7 +50,7 @@ def _write_coco(toy: ToyWriter, coco: CocoPictures) -> None:
     write_json(folder / "dataset_coco.json", {"images": karpathy, "dataset": "coco"})
 
 
-def _karpathy_images(parts: dict[str, Sequence[Picture]]) -> list[dict[str, Any]]:
+def _karpathy_images(parts: Mapping[str, Sequence[Picture]]) -> list[dict[str, Any]]:
     """The entries of a Karpathy file, numbered through over all splits."""
     images: list[dict[str, Any]] = []
     sentence_id = 0

@@ -77,7 +77,7 @@ def reasoning(scene: Scene, random: Random) -> tuple[str, str]:
     return random.choice(makers)(scene, random)
 
 
-def _corners_together(scene: Scene, _: Random) -> tuple[str, str]:
+def _corners_together(scene: Scene, random: Random) -> tuple[str, str]:
     steps = [f"the {thing.shape} has {CORNERS[thing.shape]}" for thing in scene.objects]
     total = sum(CORNERS[thing.shape] for thing in scene.objects)
     steps[0] = steps[0].capitalize()
@@ -98,7 +98,7 @@ def _same_row(scene: Scene, random: Random) -> tuple[str, str]:
     )
 
 
-def _most_corners(scene: Scene, _: Random) -> tuple[str, str]:
+def _most_corners(scene: Scene, random: Random) -> tuple[str, str]:
     most = max(CORNERS[thing.shape] for thing in scene.objects)
     first = [thing for thing in scene.objects if CORNERS[thing.shape] == most]
     steps = [f"the {thing.name} has {CORNERS[thing.shape]} corners" for thing in scene.objects]

@@ -66,7 +66,7 @@ def _write_set(
 
 def turns_of(pairs: list[tuple[str, str]], random: Random | None) -> list[dict[str, str]]:
     """Turns as LLaVA writes them; with `random`, the first has the mark of the image."""
-    turns = []
+    turns: list[dict[str, str]] = []
     for human, assistant in pairs:
         marked = human
         if random is not None and not turns:

@@ -96,8 +96,11 @@ class ToyWriter:
 def save_image(path: Path, scene: Scene, random: Random) -> None:
     """Renders a scene to a JPEG or PNG file, making its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    options = {"quality": 95, "subsampling": 0} if path.suffix == ".jpg" else {}
-    render(scene, random).save(path, **options)
+    image = render(scene, random)
+    if path.suffix == ".jpg":
+        image.save(path, quality=95, subsampling=0)
+    else:
+        image.save(path)
 
 
 def write_json(path: Path, content: Any) -> None:

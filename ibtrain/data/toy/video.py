@@ -24,7 +24,7 @@ from ibtrain.data.toy.pictures import (
 from ibtrain.data.toy.text import Question, questions
 from ibtrain.data.toy.world import IMAGE_SIZE, Scene, render, sample_scene
 
-FRAMES = 8
+FRAMES = 6
 _FRAMES_PER_SECOND = 4
 _BITS_PER_SECOND = 1_000_000  # enough for these frames to stay as they were drawn
 _ANSWERERS = 5  # of iVQA

@@ -11,6 +11,7 @@ answers for unseen pairs as well.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from random import Random
 
 from PIL import Image, ImageDraw, ImageFont
@@ -144,8 +145,14 @@ def _draw_thing(draw: ImageDraw.ImageDraw, thing: Thing, random: Random) -> None
         draw.rectangle((left, top + middle - arm // 2, right, top + middle + arm // 2), fill=fill)
 
 
+@cache
+def small_font() -> ImageFont.ImageFont:
+    """The font that words are drawn in, six pixels to a letter."""
+    return ImageFont.load_default_imagefont()
+
+
 def _draw_word(image: Image.Image, word: Word, random: Random) -> None:
-    font = ImageFont.load_default_imagefont()
+    font = small_font()
     text = word.text.upper()
     left, top, right, bottom = font.getbbox(text)
     corner = _corner(word.quadrant, int(right - left), int(bottom - top), random, 1)
