@@ -1,13 +1,36 @@
 """The datasets: task category, role, metric, files, published size, prompts and where to get them.
 
-Each is one YAML file in datasets/; a dataset of your own is one more such file, named by its path
-wherever a dataset's name is expected. Sources: InstructBLIP (arXiv 2305.06500), section 2.1,
-appendix C (sizes) and appendix E (prompts); other sizes are their owners' published counts.
+Each is one YAML file in datasets/. Sources: InstructBLIP (arXiv 2305.06500), section 2.1, appendix
+C (sizes) and appendix E (prompts); other sizes are their owners' published counts.
 
 Raw files. `--raw DIR` names the folder of one dataset. An annotation file is looked for in DIR and
 in DIR/annotations; images in each of the dataset's `image_roots`. COCO's images, which several
 datasets share, are looked for in DIR/images, DIR/../coco/images and DIR, in this order, so one copy
 of COCO beside the annotations of VQAv2, A-OKVQA and LLaVA serves them all.
+
+A dataset of your own is one more such file, named by its path wherever a dataset's name is
+expected: `ibtrain data prepare mine.yaml --raw DIR --out DIR`. examples/own_dataset has one with
+every key explained, its templates and its annotations. The keys:
+
+    name            lower-case letters, digits, _ and -
+    task            a category of TASKS or one of your own; where it ends in "_with_reading", text
+                    is read off the images, which are then neither cropped nor mirrored
+    reader          what reads the annotations: `question_answer` and `caption_pairs` read lists in
+                    JSON, JSON Lines or CSV, `conversation` reads LLaVA's form; a shipped dataset's
+                    reader reads that dataset's layout
+    reader_options  which keys or columns the reader takes, where they are called otherwise:
+                    {image: file, question: query, answer: label, id: key}; {generate: question}
+                    asks for the question to an answer
+    splits          for each split `files` (alternatives, each a list of files that belong
+                    together), `size` (published, optional) and `labelled` (false: no answers);
+                    the first split is prepared where none is named
+    prompts         for each form of example the prompt that evaluation uses
+    templates       for each form of example a file of at least 10 instructions to train with: a
+                    shipped one by name, or a .yaml file beside this one
+    image_roots     folders of the images, as seen from the raw directory ("images" and the raw
+                    directory itself, where none is named)
+    role            held_in (to train on, where nothing is said), held_out_seen or held_out_unseen
+    metric, source  for people to read
 """
 
 from difflib import get_close_matches
@@ -17,7 +40,14 @@ from string import Formatter
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+)
 
 Role = Literal["held_in", "held_out_seen", "held_out_unseen"]
 TASKS = (
@@ -34,7 +64,9 @@ TASKS = (
     "image_classification",
 )
 DATASETS = Path(__file__).parent / "datasets"
-_MAXIMUM_BYTES = 1 << 20
+_MAXIMUM_BYTES = 1 << 16
+# What YAML's constructors raise for a value that does not fit its tag (a 13th month, !!bool 5).
+_MISFITS = (ValueError, TypeError, KeyError, IndexError, AttributeError)
 
 
 class _Part(BaseModel):
@@ -59,16 +91,16 @@ class DatasetEntry(_Part):
 
     `reader` names a module of readers/, whose examples have forms (a caption, a question with
     options, ...). `prompts` gives the prompt of evaluation for each form, the main one first.
-    `templates` gives the forms' training instructions: shipped ones by name, or the path of a YAML
-    file beside this one, whose name is the form. With neither, examples bring instructions.
+    `templates` gives the forms' training instructions: shipped ones by name, or a YAML file beside
+    this one, whose name or key `form` is the form. With neither, examples bring instructions.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_\-]{0,63}$")
     task: str = Field(pattern=r"^[a-z0-9][a-z0-9_]{0,63}$")
     """One of TASKS; a dataset of your own may name another. Where it ends in "_with_reading", text
     is read off the images, which are then neither cropped nor mirrored."""
-    role: Role
-    metric: str
+    role: Role = "held_in"
+    metric: str = "none (training only)"
     reader: str
     reader_options: dict[str, str] = Field(default_factory=dict)
     source: str = ""
@@ -78,22 +110,19 @@ class DatasetEntry(_Part):
     splits: dict[str, Split] = Field(min_length=1)
     """The first one is the default."""
 
-    @model_validator(mode="after")
-    def _held_in_has_templates(self) -> "DatasetEntry":
-        forms = {Path(name).stem for name in self.templates}
-        missing = set(self.prompts) - forms
-        if self.role == "held_in" and missing:
-            raise ValueError(
-                f"templates lack the form {sorted(missing)[0]!r}, which prompts name: a dataset "
-                "that is trained on needs instructions for each form"
-            )
-        for form, prompt in self.prompts.items():
-            for _, slot, spec, conversion in Formatter().parse(prompt):
-                if slot is not None and (not slot.isidentifier() or spec or conversion):
-                    raise ValueError(
-                        f"the prompt of {form!r} has {{{slot}}}: a slot is a plain name"
-                    )
-        return self
+    _file: str = PrivateAttr("")
+
+    @field_validator("prompts")
+    @classmethod
+    def _slots_are_plain(cls, prompts: dict[str, str]) -> dict[str, str]:
+        for prompt in prompts.values():
+            prompt_slots(prompt)
+        return prompts
+
+    @property
+    def place(self) -> str:
+        """Where it is described, for messages: its file, or its name."""
+        return self._file or self.name
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -112,28 +141,70 @@ class DatasetEntry(_Part):
         return next(iter(self.splits))
 
 
+def prompt_slots(prompt: str) -> tuple[str, ...]:
+    """The names of a prompt's slots in their order; ValueError where one is no plain name."""
+    slots = []
+    try:
+        for _, slot, spec, conversion in Formatter().parse(prompt):
+            if slot is None:
+                continue
+            if not slot.isidentifier() or spec or conversion:
+                raise ValueError(f"{{{slot}}} is no slot, which is a plain name in braces")
+            slots.append(slot)
+    except ValueError as error:
+        raise ValueError(f"{prompt[:200]!r}: {error}; write a literal brace twice") from error
+    return tuple(slots)
+
+
 def load_entry(path: Path) -> DatasetEntry:
     """Reads and checks a dataset's YAML file.
 
     Raises:
         ValueError: naming the file, the key and what is wrong.
     """
+    root = yaml_nodes(path, "the dataset file")
     try:
-        if path.stat().st_size > _MAXIMUM_BYTES:
-            raise ValueError(f"{path}: larger than {_MAXIMUM_BYTES} bytes")
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"the dataset file {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: not readable as YAML: {error}") from error
+        content = None if root is None else yaml.SafeLoader("").construct_document(root)
+    except (yaml.YAMLError, RecursionError, *_MISFITS) as error:
+        raise ValueError(f"{path}: not readable as YAML: {str(error)[:300]}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected keys and values at the top")
-    entry = check_entry(content, str(path))
+    entry = check_entry({str(key): value for key, value in content.items()}, str(path))
     own = tuple(
         str(path.parent / name) if name.endswith((".yaml", ".yml")) else name
         for name in entry.templates
     )
-    return entry.model_copy(update={"templates": own})
+    loaded = entry.model_copy(update={"templates": own})
+    loaded._file = str(path)
+    return loaded
+
+
+def yaml_nodes(path: Path, what: str) -> yaml.Node | None:
+    """The nodes of a YAML file, None of an empty one; aliases, by which a short file can grow
+    without end, are refused.
+
+    Args:
+        path: the file.
+        what: what it is, for messages.
+
+    Raises:
+        ValueError: naming the file, which is missing, too large or no YAML.
+    """
+    try:
+        if not path.is_file():
+            raise ValueError(f"{what} {path} cannot be read: it is not there, or no plain file")
+        with path.open("rb") as file:
+            data = file.read(_MAXIMUM_BYTES + 1)
+        if len(data) > _MAXIMUM_BYTES:
+            raise ValueError(f"{path}: larger than {_MAXIMUM_BYTES} bytes")
+        text = data.decode("utf-8-sig")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ValueError(f"{path}: has an alias (*name); write the value out")
+        return yaml.compose(text, yaml.SafeLoader)
+    except OSError as error:
+        raise ValueError(f"{what} {path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path}: not readable as YAML: {str(error)[:300]}") from error
 
 
 def check_entry(content: dict[str, Any], place: str) -> DatasetEntry:

@@ -14,7 +14,7 @@ from string import Formatter
 
 import yaml
 
-from ibtrain.data.catalog import DatasetEntry
+from ibtrain.data.catalog import DatasetEntry, prompt_slots, yaml_nodes
 from ibtrain.data.records import Example
 
 TEMPLATE_DIRECTORY = Path(__file__).parent / "templates"
@@ -33,22 +33,19 @@ class TemplateFile:
 
 
 def load_templates(path: Path) -> TemplateFile:
-    """Reads and checks a template file; its name without the suffix is the form.
+    """Reads and checks a template file: `slots`, `templates` and, where the file's name without
+    the suffix is not the form, `form`.
 
     Raises:
         ValueError: naming the file, the line and what to change.
     """
-    try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except OSError as error:
-        raise ValueError(f"the templates {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: not readable as YAML: {error}") from error
-    if not isinstance(root, yaml.MappingNode):
-        raise ValueError(f"{path}: expected the keys {sorted(_KEYS)} at the top of the file")
-    sections = {key.value: value for key, value in root.value}
-    if set(sections) != _KEYS:
-        raise ValueError(f"{path}: expected the keys {sorted(_KEYS)}, found {sorted(sections)}")
+    root = yaml_nodes(path, "the templates")
+    sections = _sections(path, root)
+    form = path.stem
+    if "form" in sections:
+        ((form, line),) = _texts(path, "form", sections["form"])
+        if not form.isidentifier():
+            raise ValueError(f"{path}:{line}: the form {form[:60]!r} is no plain name")
     slots = tuple(text for text, _ in _texts(path, "slots", sections["slots"]))
     entries = _texts(path, "templates", sections["templates"])
     seen: dict[str, int] = {}
@@ -64,11 +61,28 @@ def load_templates(path: Path) -> TemplateFile:
         raise ValueError(
             f"{path}: {len(entries)} templates, at least {MINIMUM_TEMPLATES} are needed"
         )
-    return TemplateFile(path.stem, slots, tuple(text for text, _ in entries))
+    return TemplateFile(form, slots, tuple(text for text, _ in entries))
+
+
+def _sections(path: Path, root: yaml.Node | None) -> dict[str, yaml.Node]:
+    """What the file holds by key."""
+    if not isinstance(root, yaml.MappingNode):
+        raise ValueError(f"{path}: expected the keys {sorted(_KEYS)} at the top of the file")
+    sections: dict[str, yaml.Node] = {}
+    for key, value in root.value:
+        name, line = str(key.value)[:60], key.start_mark.line + 1
+        if name in sections:
+            raise ValueError(f"{path}:{line}: the key {name!r} stands twice; remove one")
+        sections[name] = value
+    if set(sections) - {"form"} != _KEYS:
+        raise ValueError(f"{path}: expected the keys {sorted(_KEYS)}, found {sorted(sections)}")
+    return sections
 
 
 def _texts(path: Path, key: str, node: yaml.Node) -> list[tuple[str, int]]:
-    """The strings of a YAML list with their line numbers, counted from 1."""
+    """The strings of a YAML list, or the one string of `form`, with their lines from 1."""
+    if key == "form":
+        node = yaml.SequenceNode("", [node], node.start_mark)
     if not isinstance(node, yaml.SequenceNode):
         raise ValueError(f"{path}:{node.start_mark.line + 1}: {key!r} must be a list of strings")
     texts = []
@@ -120,17 +134,55 @@ def templates(name: str) -> TemplateFile:
     return load_templates(path)
 
 
+def templates_by_form(entry: DatasetEntry) -> dict[str, TemplateFile]:
+    """The templates of a dataset by their form, held against its prompts.
+
+    Raises:
+        ValueError: naming the dataset's file and key: two files of a form, a form without a prompt,
+            a prompt with a slot that its templates lack, or a dataset to train on whose prompt has
+            no templates.
+    """
+    found: dict[str, TemplateFile] = {}
+    for name in entry.templates:
+        file = templates(name)
+        if file.form in found:
+            raise ValueError(f"{entry.place}: templates: two files are for the form {file.form!r}")
+        if file.form not in entry.prompts:
+            raise ValueError(
+                f"{entry.place}: prompts: no prompt for the form {file.form!r} of the templates "
+                f"{name}; add the one that evaluation uses"
+            )
+        found[file.form] = file
+    for form, prompt in entry.prompts.items():
+        if form in found:
+            for slot in prompt_slots(prompt):
+                if slot not in found[form].slots:
+                    raise ValueError(
+                        f"{entry.place}: prompts.{form}: unknown slot {slot!r}; its templates have "
+                        f"{', '.join(found[form].slots) or 'none'}"
+                    )
+        elif entry.role == "held_in":
+            raise ValueError(
+                f"{entry.place}: templates: none for the form {form!r}, which prompts name; a "
+                "dataset that is trained on needs instructions for each form"
+            )
+    return found
+
+
 def template_version(entry: DatasetEntry | None = None) -> str:
     """A hash of all that a record's instructions depend on beside its annotation: the templates
     and prompts of `entry`, or of every shipped template file.
+
+    Raises:
+        ValueError: the templates of `entry` are not as they must be.
     """
     digest = hashlib.sha256()
     if entry is None:
         for path in sorted(TEMPLATE_DIRECTORY.glob("*.yaml")):
             digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     else:
-        for name in entry.templates:
-            digest.update(repr(templates(name)).encode() + b"\0")
+        for file in templates_by_form(entry).values():
+            digest.update(repr(file).encode() + b"\0")
         digest.update(repr(sorted(entry.prompts.items())).encode())
     return digest.hexdigest()[:16]
 
@@ -159,8 +211,9 @@ def render(example: Example, entry: DatasetEntry) -> tuple[str, ...]:
     texts = [_prompt(example, entry)]
     if entry.role == "held_in":
         for name in entry.templates:
-            if Path(name).stem == example.form:
-                texts += templates(name).templates
+            file = templates(name)
+            if file.form == example.form:
+                texts += file.templates
     try:
         return tuple(dict.fromkeys(text.format_map(example.slots) for text in texts))
     except KeyError as error:
@@ -177,15 +230,15 @@ def plain_input(example: Example, entry: DatasetEntry) -> str:
     """
     if example.instructions:
         return example.instructions[0]
-    named = [slot for _, slot, _, _ in Formatter().parse(_prompt(example, entry)) if slot]
-    return " ".join(example.slots[slot] for slot in named if example.slots.get(slot))
+    slots = prompt_slots(_prompt(example, entry))
+    return " ".join(example.slots[slot] for slot in slots if example.slots.get(slot))
 
 
 def _prompt(example: Example, entry: DatasetEntry) -> str:
     prompt = entry.prompts.get(example.form)
     if prompt is None:
         raise ValueError(
-            f"{entry.name} has no prompt for the form {example.form!r}, which its reader "
-            f"{entry.reader!r} gives; add it to the dataset's prompts"
+            f"{entry.place}: prompts: none for the form {example.form!r}, which its reader "
+            f"{entry.reader!r} gives; add the one that evaluation uses"
         )
     return prompt

@@ -1,7 +1,7 @@
 import pytest
 
 from ibtrain.data import catalog
-from ibtrain.data.instructions import templates
+from ibtrain.data.instructions import templates_by_form
 from ibtrain.data.readers import FAMILIES
 
 HELD_IN = {
@@ -74,6 +74,6 @@ def test_every_entry_is_whole(entry: catalog.DatasetEntry):
     assert entry.source and entry.metric and entry.files
     assert entry.reader in FAMILIES
     assert entry.evaluation_prompt
-    for name in entry.templates:
-        assert templates(name).form == name
-        assert name in entry.prompts
+    assert tuple(templates_by_form(entry)) == entry.templates
+    for form, file in templates_by_form(entry).items():
+        assert file.templates[0] == entry.prompts[form]

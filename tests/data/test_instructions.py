@@ -66,8 +66,28 @@ def test_instructions_of_the_dataset_are_left_alone():
 def test_a_missing_slot_is_named():
     with pytest.raises(ValueError, match="vqav2 1: no value for the slot 'question'"):
         rendered("vqav2", "visual_question_answering", {})
-    with pytest.raises(ValueError, match="vqav2 has no prompt for the form 'captioning'"):
+    with pytest.raises(ValueError, match=r"vqav2.yaml: prompts: none for the form 'captioning'"):
         rendered("vqav2", "captioning", {})
+
+
+SHORT = ("short", "brief", "few words", "one or two words", "a word or two")
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["visual_question_answering", "question_answering_with_reading", "multiple_choice"],
+)
+def test_each_instruction_of_a_short_answer_says_so(form: str):
+    for text in templates(form).templates:
+        assert any(word in text.casefold() for word in SHORT), text
+
+
+def test_a_file_may_tell_its_form(tmp_path: Path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("form: visual_question_answering\nslots: [question]\ntemplates:\n" + TEN)
+    assert load_templates(path).form == "visual_question_answering"
+    path.write_text("slots: [question]\ntemplates:\n" + TEN)
+    assert load_templates(path).form == "mine"
 
 
 def test_the_plain_input_holds_no_instruction():
@@ -106,6 +126,12 @@ def test_options_are_lettered():
         ("slots: [question]\n", r"expected the keys"),
         ("- a\n", r"expected the keys"),
         ("slots: [\n", r"not readable as YAML"),
+        ("? [a]\n: 1\n", r"expected the keys"),
+        ("slots: [a]\nslots: [b]\n", r"2: the key 'slots' stands twice"),
+        ("form: [a, b]\nslots: [question]\ntemplates:\n" + TEN, r"1: .*'form' is not a string"),
+        ("form: a b\nslots: [question]\ntemplates:\n" + TEN, r"1: the form 'a b' is no plain"),
+        ("slots: &a [x]\ntemplates: *a\n", r"alias"),
+        ("# " + "x" * 100_000, r"larger than"),
         ("slots: question\ntemplates: []\n", r"'slots' must be a list"),
     ],
 )
