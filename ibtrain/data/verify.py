@@ -37,6 +37,7 @@ QUARANTINE = "quarantine.jsonl"
 _MAXIMUM_CARD_BYTES = 1 << 24
 _LISTED = 1000  # bad records of one shard; more are only counted
 _REASON = 400  # characters
+_NAMES = 3  # datasets named in one shard
 _IMAGE_DAMAGE = (
     OSError,
     SyntaxError,
@@ -70,7 +71,8 @@ class ShardReport:
     """What was found in one shard.
 
     `intact` tells whether the file is as the index says, `records` counts the good records, whose
-    numbers in the shard and hashed ids are in `numbers` and `identities`.
+    numbers in the shard and hashed ids are in `numbers` and `identities`. `datasets` are the names
+    that they bear.
     """
 
     shard: ShardFile
@@ -78,6 +80,7 @@ class ShardReport:
     bad: tuple[Problem, ...]
     numbers: npt.NDArray[np.int64] = field(repr=False)
     identities: npt.NDArray[np.void] = field(repr=False)
+    datasets: frozenset[str] = frozenset()
 
     @property
     def records(self) -> int:
@@ -130,6 +133,8 @@ def verify(
     bad += _repeated_ids(found)
     index = ShardIndex(directory, tuple(good), sum(s.samples for s in good)) if whole else None
     card = _card(directory, index, bad)
+    if card is not None:
+        bad += _foreign_records(found, card)
     return VerifyReport(
         records=sum(report.records for report in found),
         bad=tuple(bad),
@@ -224,10 +229,13 @@ def _examine_records(shard: ShardFile, samples: Iterable[bytes]) -> ShardReport:
     unlisted = 0
     good = np.zeros(shard.samples, bool)
     identities = np.zeros(shard.samples, _IDENTITY)
+    datasets: set[str] = set()
     for number, sample in enumerate(samples):
         try:
-            identities[number] = _examine_record(sample)[0]
+            dataset, identities[number] = _examine_record(sample)
             good[number] = True
+            if len(datasets) < _NAMES:
+                datasets.add(dataset)
         except ValueError as error:
             if len(bad) < _LISTED:
                 bad.append(Problem(shard.name, number, _short(error)))
@@ -235,16 +243,18 @@ def _examine_records(shard: ShardFile, samples: Iterable[bytes]) -> ShardReport:
                 unlisted += 1
     if unlisted:
         bad.append(Problem(shard.name, None, f"{unlisted} more of its records are bad"))
-    return ShardReport(shard, True, tuple(bad), np.flatnonzero(good), identities[good])
+    return ShardReport(
+        shard, True, tuple(bad), np.flatnonzero(good), identities[good], frozenset(datasets)
+    )
 
 
-def _examine_record(sample: bytes) -> npt.NDArray[np.void]:
-    """Decodes a record and its images; a hash of its id, of shape [1]."""
+def _examine_record(sample: bytes) -> tuple[str, Any]:
+    """Decodes a record and its images; its dataset, and a hash of its id."""
     record = columns_to_record(decode_sample(sample))
     for position, image in enumerate(record.images, start=1):
         _check_image(image, f"image {position} of {len(record.images)}")
     digest = xxhash.xxh3_128(f"{record.dataset}\0{record.id}".encode()).digest()
-    return np.frombuffer(digest, _IDENTITY)
+    return record.dataset, np.frombuffer(digest, _IDENTITY)[0]
 
 
 def _check_image(data: bytes, place: str) -> None:
@@ -311,7 +321,9 @@ def read_card(directory: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("report"), dict):
         raise ValueError(f"{path}: no card of a shard directory: 'report' is missing")
     report = content["report"]
-    for key in ("written", "quarantined"):
+    if not isinstance(report.get("dataset"), str):
+        raise ValueError(f"{path}: report.dataset must be a string")
+    for key in ("written", "quarantined", "shards"):
         if type(report.get(key)) is not int:
             raise ValueError(f"{path}: report.{key} must be a whole number")
     if not isinstance(content.get("fingerprint"), str):
@@ -319,11 +331,34 @@ def read_card(directory: Path) -> dict[str, Any]:
     return content
 
 
+def _foreign_records(reports: tuple[ShardReport, ...], card: dict[str, Any]) -> list[Problem]:
+    """Shards whose records are of another dataset than the card says."""
+    own = card["report"]["dataset"]
+    return [
+        Problem(
+            report.shard.name,
+            None,
+            f"holds records of {', '.join(sorted(report.datasets - {own}))}, the card is of {own}",
+        )
+        for report in reports
+        if report.datasets - {own}
+    ]
+
+
 def card_differences(card: dict[str, Any], index: ShardIndex) -> Iterator[str]:
     """In what a card is not that of an index, a sentence each."""
-    written = card["report"]["written"]
-    if written != index.samples:
-        yield f"speaks of {written} records, the index of {index.samples}"
+    counts = {"written": index.samples, "shards": len(index.shards)}
+    for key, count in counts.items():
+        said = card["report"][key]
+        if said != count:
+            what = "records" if key == "written" else key
+            yield f"speaks of {said} {what}, the index of {count}"
+    sizes = {
+        "stored": sum(shard.bytes for shard in index.shards),
+        "raw": sum(shard.raw_bytes for shard in index.shards),
+    }
+    if card.get("bytes") != sizes:
+        yield f"its sizes are {str(card.get('bytes'))[:100]}, those of the index are {sizes}"
     if card["fingerprint"] != fingerprint(index):
         yield "its fingerprint is that of another index"
 

@@ -118,7 +118,16 @@ def write_card(directory: Path) -> None:
     """The card that fits the index, as far as verify reads it; and an empty quarantine."""
     index = check_index(directory)
     card = {
-        "report": {"written": index.samples, "quarantined": 0},
+        "report": {
+            "dataset": "vqav2",
+            "written": index.samples,
+            "quarantined": 0,
+            "shards": len(index.shards),
+        },
+        "bytes": {
+            "stored": sum(shard.bytes for shard in index.shards),
+            "raw": sum(shard.raw_bytes for shard in index.shards),
+        },
         "fingerprint": fingerprint(index),
     }
     (directory / "card.json").write_text(json.dumps(card))

@@ -176,6 +176,9 @@ def test_ids_that_stand_twice_are_named(tmp_path: Path):
     ("edit", "reason"),
     [
         (put("report", "written", value=61), "speaks of 61 records, the index of 60"),
+        (put("report", "shards", value=3), "speaks of 3 shards, the index of 4"),
+        (put("bytes", "raw", value=3), "its sizes are {'stored': "),
+        (put("bytes", value=None), "its sizes are None"),
         (put("fingerprint", value="0"), "fingerprint is that of another index"),
         (put("fingerprint", value=5), "'fingerprint' must be a string"),
         (put("report", "written", value="60"), "report.written must be a whole number"),
@@ -188,6 +191,15 @@ def test_the_card_is_held_against_the_index(
     change_json(copied / "card.json", edit)
     (problem,) = problems(copied)
     assert problem.shard == "card.json" and reason in problem.reason
+
+
+def test_records_of_another_dataset_are_bad(tmp_path: Path):
+    records = [record(0), record(1, dataset="gqa"), record(2, dataset="vsr")]
+    (problem,) = problems(write(tmp_path / "mixed", records))
+    assert problem.reason == "holds records of gqa, vsr, the card is of vqav2"
+    change_json(tmp_path / "mixed/card.json", put("report", "dataset", value=None))
+    (problem,) = problems(tmp_path / "mixed")
+    assert "report.dataset must be a string" in problem.reason
 
 
 def test_a_missing_or_damaged_card_is_bad(copied: Path):
