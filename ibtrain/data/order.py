@@ -166,7 +166,7 @@ def replacement(seed: int, epoch: int, place: int, attempt: int, size: int) -> i
     return int(_key(seed, "replacement", epoch, place, attempt)) % size
 
 
-def _spans(count: int, step: int = WINDOW) -> Iterator[slice]:
+def _spans(count: int, step: int) -> Iterator[slice]:
     """[0, count) in pieces of `step`; small arrays are reused, large ones are mapped anew."""
     for begin in range(0, count, step):
         yield slice(begin, min(begin + step, count))
@@ -184,7 +184,7 @@ def _merged(parts: Sequence[OrderPart], unit: int, epoch: int, seed: int) -> npt
     for index in sorted(range(len(parts)), key=lambda index: parts[index].name):
         count = draws[index]
         key = _key(seed, "merge", epoch, parts[index].name)
-        for span in _spans(count):
+        for span in _spans(count, WINDOW):
             draw = _PLACES[: span.stop - span.start] + np.uint64(span.start)
             within = _random(key, span.start, len(draw)) >> np.uint64(11)
             time = (draw + within * 2.0**-53) / count
@@ -194,7 +194,7 @@ def _merged(parts: Sequence[OrderPart], unit: int, epoch: int, seed: int) -> npt
         begin += count
     keys.sort()
     merged = np.empty(total, np.uint16)
-    for span in _spans(total):
+    for span in _spans(total, WINDOW):
         merged[span] = part_of_id[keys[span] & np.uint64((1 << id_bits) - 1)]
     return merged
 
@@ -247,7 +247,7 @@ def _large_draws(
         by_node = np.argsort(nodes, kind="stable")
         begin = 0
         for size in np.bincount(nodes).tolist():
-            for span in _spans(size):
+            for span in _spans(size, WINDOW):
                 target = by_node[begin + span.start : begin + span.stop]
                 own[target] = one_pass.window(place + begin + span.start, len(target))
             begin += size
@@ -261,7 +261,7 @@ class _Pass:
     def __init__(self, part: OrderPart, key: np.uint64) -> None:
         shards = len(part.shard_samples)
         random = np.concatenate(
-            [_random(key, span.start, span.stop - span.start) for span in _spans(shards)]
+            [_random(key, span.start, span.stop - span.start) for span in _spans(shards, WINDOW)]
         )
         self._key = key ^ np.uint64(1)
         self._order = np.argsort(random, kind="stable")

@@ -5,8 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
-from streaming import MDSWriter
-
 from ibtrain.data.records import Answer, Record
 from ibtrain.data.shards import COLUMNS, COMPRESSION, HASHES, record_to_columns
 
@@ -41,6 +39,8 @@ def write_shards(
     make: Callable[[str, int], Record] = record,
 ) -> Path:
     """Writes `count` records, `per_shard` to a shard."""
+    from streaming import MDSWriter
+
     with MDSWriter(
         out=str(directory),
         columns=COLUMNS,
