@@ -98,12 +98,8 @@ class ShardCache:
         if number in self._open:
             self._open.move_to_end(number)
             return self._open[number]
-        shard = self.index.shards[number]
         try:
-            directory = (
-                self._read_in_place(number) if self._in_place(shard) else self._cached(number)
-            )
-            opened = RawShard(directory, shard.raw_name, shard.raw_bytes, shard.samples)
+            opened = self._opened(number)
         except CacheError:
             raise
         except (ValueError, OSError) as error:
@@ -113,6 +109,23 @@ class ShardCache:
         if len(self._open) > _OPEN_SHARDS:
             self._open.popitem(last=False)[1].close()
         return opened
+
+    def _opened(self, number: int) -> RawShard:
+        shard = self.index.shards[number]
+        verified = number in self._verified
+        try:
+            directory = (
+                self._read_in_place(number) if self._in_place(shard) else self._cached(number)
+            )
+            return RawShard(directory, shard.raw_name, shard.raw_bytes, shard.samples)
+        except CacheError:
+            raise
+        except (ValueError, OSError):
+            if not verified:
+                raise
+        # It was good once in this process and has changed since.
+        self.forget(number)
+        return self._opened(number)
 
     def forget(self, number: int) -> None:
         """Verifies a shard anew at its next use."""
