@@ -243,20 +243,20 @@ def _check_whole(
 def _decoded(path: Path, packets: _Packets, wanted: list[_Wanted]) -> Iterator[Image.Image]:
     """The wanted frames, given in the order of their times."""
     left = deque(wanted)
-    before: tuple[int, av.VideoFrame] | None = None
+    before: av.VideoFrame | None = None
     for time, frame in _frames_from(path, packets.counted, left):
         while left and time >= left[0].time:
             # A frame that the decoder left out is stood for by the one before it.
             exact = time == left[0].time or before is None
-            yield _upright(frame if exact else before[1])
+            yield _upright(frame if exact else before)
             left.popleft()
-        before = time, frame
+        before = frame
         if not left:
             return
     if before is None:
         raise ValueError("no frame can be decoded")
     for _ in range(len(left)):
-        yield _upright(before[1])
+        yield _upright(before)
 
 
 def _frames_from(
@@ -293,6 +293,6 @@ def _frames_from(
 def _upright(frame: av.VideoFrame) -> Image.Image:
     if frame.is_corrupt:
         raise ValueError("a frame of it is damaged")
-    image = frame.to_image()
+    image: Image.Image = frame.to_image()
     turn = _TURNS.get(round(frame.rotation) % 360)
     return image if turn is None else image.transpose(turn)

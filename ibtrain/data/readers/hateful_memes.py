@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from ibtrain.data.catalog import DatasetEntry
 from ibtrain.data.readers.choices import correct_index
@@ -24,7 +25,7 @@ def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejec
 
     def make(row: Row) -> Iterable[Example]:
         text = row.text("text").strip()
-        details = {"text": text, "choices": list(LABELS)}
+        details: dict[str, Any] = {"text": text, "choices": list(LABELS)}
         answers: tuple[Answer, ...] = ()
         if row.has("label"):
             label = correct_index(row, "label", len(LABELS))

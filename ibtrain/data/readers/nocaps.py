@@ -5,7 +5,7 @@ An image is an example, with its ten captions as references. `details` has the d
 have no captions.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 
 from ibtrain.data.catalog import DatasetEntry
@@ -42,7 +42,7 @@ def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejec
     yield from each(entries_under(path, "images"), make)
 
 
-def _captions(path: Path) -> Iterator[Rejected]:
+def _captions(path: Path) -> Generator[Rejected, None, dict[str, list[str]]]:
     """Yields the annotations that are damaged; returns the captions of each image, in order."""
     found: dict[str, list[str]] = {}
     for place, value in entries_under(path, "annotations"):
