@@ -148,11 +148,14 @@ class Row:
 
     def texts(self, key: str) -> list[str]:
         """A list of strings, which may be empty ones."""
-        values = self.entries(key)
-        texts = [value for value in values if isinstance(value, str)]
-        if len(texts) != len(values):
-            raise self._wrong(key, "a list of strings")
-        return [self._checked(key, text) for text in texts]
+        texts = []
+        for value in self.entries(key):
+            if not isinstance(value, str):
+                raise FieldError(
+                    f"{self.place}: {key!r} must be a list of strings, holds {_kind(value)}"
+                )
+            texts.append(self._checked(key, value))
+        return texts
 
     def text_or_texts(self, key: str) -> list[str]:
         """A string, or a list of strings, which may be empty ones."""

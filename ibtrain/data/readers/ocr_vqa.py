@@ -58,7 +58,8 @@ def _questions(path: Path, split: str) -> Iterator[tuple[str, object]]:
             asked, answers = book.entries("questions"), book.entries("answers")
             if len(asked) != len(answers):
                 raise FieldError(f"{place}: {len(asked)} questions and {len(answers)} answers")
-            url = book.text("imageURL") if book.has("imageURL") else ""
+            blank = not book.has("imageURL") or book.blank("imageURL")
+            url = "" if blank else book.text("imageURL")
         except FieldError as error:
             yield place, Rejected(book_id, str(error))
             continue

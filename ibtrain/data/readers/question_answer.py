@@ -86,10 +86,10 @@ def _answers(row: Row, key: str | None, labelled: bool) -> tuple[Answer, ...]:
         if labelled:
             raise Unused("no answer")
         return ()
-    return counted_answers(answer_texts(row, name))
+    return counted_answers(_answer_texts(row, name))
 
 
-def answer_texts(row: Row, key: str) -> list[str]:
+def _answer_texts(row: Row, key: str) -> list[str]:
     """The answers at `key`: a string, a list of strings, or a list of objects with "answer"."""
     if not row.holds_objects(key):
         return row.text_or_texts(key)

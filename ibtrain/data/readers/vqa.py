@@ -12,7 +12,7 @@ from ibtrain.data.catalog import DatasetEntry
 from ibtrain.data.readers.fields import FieldError, Rejected, Row, counted_answers, each
 from ibtrain.data.readers.files import Images, annotation_files
 from ibtrain.data.readers.lookup import Lookup
-from ibtrain.data.readers.question_answer import answer_texts, asked, read_list
+from ibtrain.data.readers.question_answer import asked, read_list
 from ibtrain.data.readers.streams import entries_under, top_level
 from ibtrain.data.records import Example
 
@@ -63,7 +63,8 @@ def _read_official(
 
 def _annotation(row: Row) -> dict[str, Any]:
     types = ("question_type", "answer_type")
+    given = row.rows("answers")
     return {
-        "answers": answer_texts(row, "answers"),
+        "answers": [answer.text("answer") for answer in given if not answer.blank("answer")],
         "types": {key: row.text(key) for key in types if row.has(key)},
     }
