@@ -23,7 +23,11 @@ def numbers(path: Path, count: int = 4) -> list[int]:
     [
         ("a.mp4", "libx264", {"bf": "2"}),
         ("no_b_frames.mp4", "mpeg4", {"bf": "0"}),
-        ("open_groups.mp4", "libx264", {"x264-params": "open-gop=1:bframes=3:b-adapt=0"}),
+        (
+            "open_groups.mp4",
+            "libx264",
+            {"x264-params": "open-gop=1:bframes=3:b-adapt=0:keyint=6:min-keyint=2:scenecut=0"},
+        ),
         ("one_key_frame.mkv", "libx264", {"g": "100"}),
         ("a.webm", "libvpx-vp9", {}),
         ("a.avi", "mpeg4", {"bf": "0"}),
@@ -39,6 +43,15 @@ def test_the_middles_of_equal_segments(
     path = write_video(tmp_path / name, 20, codec=codec, options=options)
     for count in (1, 4, 7, 20, 21):
         assert numbers(path, count) == [(2 * i + 1) * 20 // (2 * count) for i in range(count)]
+
+
+def test_a_frame_before_its_key_frame_is_decoded_from_the_one_before(tmp_path: Path):
+    # Key frames are 0, 3, 9, 15; frame 8 is stored after key frame 9 and needs what precedes it.
+    path = write_video(tmp_path / "a.mkv", 16, codec="mpeg4", options={"bf": "2"})
+    with av.open(str(path)) as container:
+        packets = [(packet.pts, packet.is_keyframe) for packet in container.demux(video=0)]
+    assert packets.index((900, True)) < packets.index((800, False))
+    assert numbers(path, 1) == [8]
 
 
 def test_where_frames_last_unequally_time_decides(tmp_path: Path):
