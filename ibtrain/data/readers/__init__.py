@@ -7,10 +7,11 @@ one annotation is told there; what is wrong with a whole file is a ValueError na
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 from ibtrain.data.catalog import DatasetEntry
+from ibtrain.data.readers import files
 from ibtrain.data.readers.fields import Rejected
-from ibtrain.data.readers.files import annotation_files
 from ibtrain.data.records import Example
 
 FAMILIES = (
@@ -38,28 +39,42 @@ FAMILIES = (
 __all__ = ["FAMILIES", "Rejected", "annotation_files", "read"]
 
 
+def annotation_files(raw: Path, split: str, entry: DatasetEntry) -> tuple[Path, ...]:
+    """The annotation files (or folders) of a split, that its reader will read.
+
+    Raises:
+        ValueError: an unknown reader, option or split, or no alternative is complete.
+    """
+    _family(entry)
+    return files.annotation_files(raw, split, entry)
+
+
 def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejected]:
     """Reads a split of a dataset with the reader that its entry names.
 
     Raises:
-        ValueError: an unknown reader or split, a missing file, or a file that is not in the layout.
+        ValueError: as annotation_files, or a file is not in the layout.
     """
+    found: Iterator[Example | Rejected] = _family(entry).read(raw, split, entry)
+    return found
+
+
+def _family(entry: DatasetEntry) -> ModuleType:
+    """The reader that an entry names, which takes the options that it names."""
     if entry.reader not in FAMILIES:
         raise ValueError(
-            f"{entry.name}: no reader is called {entry.reader!r}; there are {', '.join(FAMILIES)}"
+            f"{entry.place}: reader: there is no {entry.reader!r}; there are {', '.join(FAMILIES)}"
         )
     family = import_module(f"ibtrain.data.readers.{entry.reader}")
     options: tuple[str, ...] = getattr(family, "OPTIONS", ())
     for option in entry.reader_options:
         if option not in options:
-            known = ", ".join(options) or "none"
             raise ValueError(
-                f"{entry.name}: reader_options: {option!r} is no option of the reader "
-                f"{entry.reader!r}; there are: {known}"
+                f"{entry.place}: reader_options: {option!r} is no option of {entry.reader!r}; "
+                f"there are: {', '.join(options) or 'none'}"
             )
     if entry.reader_options.get("generate", "question") != "question":
         raise ValueError(
-            f"{entry.name}: reader_options: 'generate' may be 'question', nothing else"
+            f"{entry.place}: reader_options.generate: may be 'question' and nothing else"
         )
-    found: Iterator[Example | Rejected] = family.read(raw, split, entry)
-    return found
+    return family
