@@ -67,7 +67,7 @@ class ShardCache:
         self.bad: dict[int, str] = {}
         """Shards that are given up, by number, with the reason."""
         self.repaired: list[tuple[int, str]] = []
-        """Shards of the cache that were bad and were fetched again, with the reason."""
+        """Shards that were bad and are good after they were fetched again, with the reason."""
         self._place = place
         self._source = local_directory(place)
         self._directory = cache / f"{name}-{fingerprint(index)[:16]}"
@@ -163,14 +163,14 @@ class ShardCache:
                 # Another process may have put it there meanwhile.
                 wrong = _difference(path, shard)
                 if wrong:
-                    if path.exists():
-                        self.repaired.append((number, f"in the cache: {wrong}"))
-                        path.unlink(missing_ok=True)
-                    self._fetch_with_tries(number, path)
+                    found = [f"in the cache: {wrong}"] if path.exists() else []
+                    path.unlink(missing_ok=True)
+                    self._fetch_with_tries(number, path, found)
         self._verified.add(number)
         return self._directory
 
-    def _fetch_with_tries(self, number: int, path: Path) -> None:
+    def _fetch_with_tries(self, number: int, path: Path, found: list[str]) -> None:
+        """Puts a shard into the cache; `found` is what was wrong with it before."""
         for attempt in range(TRIES):
             try:
                 raw = self._fetch(number)
@@ -178,10 +178,11 @@ class ShardCache:
             except ValueError as error:
                 if attempt == TRIES - 1:
                     raise
-                self.repaired.append((number, str(error)))
+                found.append(str(error))
                 if self._source is None:
                     time.sleep(2.0**attempt)  # the store, or the way to it, may be busy
         _write_whole(path, raw)
+        self.repaired += [(number, reason) for reason in found]
 
     def _fetch(self, number: int) -> bytes:
         """The content of a shard; ValueError where it is not what its index says."""
