@@ -173,7 +173,8 @@ def _texts(texts: Sequence[ShownText], kind: str) -> str:
     if not texts:
         return "<p class=note>none is public</p>"
     ordered = sorted(texts, key=lambda text: not text.drawn)
-    heaviest = max((text.weight or 0.0) for text in texts)
+    weights = [text.weight or 0.0 for text in texts]
+    heaviest = max(weights) if len(weights) > 1 else 0.0  # a single one needs no weight
     open_ones = 1 + _OPEN_VARIANTS if len(ordered) <= 2 + _OPEN_VARIANTS else _OPEN_VARIANTS
     shown = _items(ordered[:open_ones], heaviest)
     rest = ordered[open_ones:]
@@ -189,7 +190,7 @@ def _items(texts: Iterable[ShownText], heaviest: float) -> str:
     items = []
     for text in texts:
         weight = ""
-        if text.weight is not None:
+        if text.weight is not None and heaviest:
             weight = (
                 f'<span class=weight title="weight {text.weight:g}">{text.weight:g}'
                 f'<svg viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true">'
