@@ -122,7 +122,31 @@ def _add_data(verbs: Any) -> None:
     prepare.add_argument("--raw", type=Path, required=True, metavar="DIR")
     prepare.add_argument("--out", type=Path, required=True, metavar="DIR")
     prepare.add_argument("--split")
-    prepare.add_argument("--workers", type=int, default=1, metavar="N")
+    prepare.add_argument("--workers", type=int, default=1, metavar="N", help="processes")
+    prepare.add_argument(
+        "--part",
+        type=_part,
+        metavar="i/n",
+        help="convert the i-th of n parts (1 to n); the last one to finish merges them",
+    )
+    prepare.add_argument(
+        "--short-side",
+        type=int,
+        default=288,
+        metavar="PX",
+        help="larger images are reduced to it (default 288)",
+    )
+    prepare.add_argument("--keep-original", action="store_true", help="never reduce images")
+    prepare.add_argument(
+        "--frames", type=int, default=4, metavar="N", help="of a video (default 4)"
+    )
+    prepare.add_argument(
+        "--budget",
+        type=float,
+        default=0.01,
+        metavar="SHARE",
+        help="of bad annotations, above which it fails (default 0.01)",
+    )
     verify = _verb(nested, "verify", _verify, "hash and decode every shard, record and image")
     verify.add_argument("directory", type=Path, metavar="DIR")
     verify.add_argument(
@@ -132,6 +156,15 @@ def _add_data(verbs: Any) -> None:
     mixture = _verb(nested, "mixture", _mixture, "a recipe's mixture: size, weight and share")
     mixture.add_argument("recipe", metavar="RECIPE")
     mixture.add_argument("overrides", nargs="*", metavar="key=value")
+    mixture.add_argument(
+        "--preview", type=Path, metavar="FILE.html", help="write a page of samples as drawn"
+    )
+    mixture.add_argument(
+        "--samples", type=int, default=6, metavar="N", help="of each dataset on the page (6)"
+    )
+    mixture.add_argument(
+        "--seed", type=int, metavar="N", help="of the page's samples (default: the recipe's)"
+    )
 
 
 def _catalog(parsed: argparse.Namespace) -> int:
@@ -170,6 +203,13 @@ def _toy(parsed: argparse.Namespace) -> int:
     return _say(parsed, counts, f"toy world in {parsed.directory}\n" + "\n".join(lines))
 
 
+def _part(text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    if not (index.isascii() and index.isdigit() and count.isascii() and count.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form i/n, as in 3/8")
+    return int(index), int(count)
+
+
 def _prepare(parsed: argparse.Namespace) -> int:
     from dataclasses import asdict
 
@@ -181,19 +221,28 @@ def _prepare(parsed: argparse.Namespace) -> int:
         parsed.out,
         split=parsed.split,
         workers=parsed.workers,
+        portion=parsed.part,
         progress=sys.stderr.isatty(),
+        budget=parsed.budget,
+        short_side=parsed.short_side,
+        keep_original=parsed.keep_original,
+        frames=parsed.frames,
     )
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in report.dropped.items())
     document = asdict(report) | {
         "dropped": sum(report.dropped.values()),
         "dropped_by_reason": report.dropped,
     }
-    return _say(
-        parsed,
-        document,
-        f"{parsed.dataset}: {report.written:,} records in {report.shards} shards at {parsed.out}; "
-        f"dropped {dropped or 'none'}; {report.quarantined:,} quarantined",
+    text = (
+        f"{report.dataset}: {report.written:,} records in {report.shards} shards at {parsed.out}; "
+        f"dropped {dropped or 'none'}; {report.quarantined:,} quarantined"
     )
+    if not report.complete:
+        text = (
+            f"{report.dataset}: {report.written:,} records of this part are written, "
+            f"{report.quarantined:,} quarantined; other parts are still to come"
+        )
+    return _say(parsed, document, text)
 
 
 def _verify(parsed: argparse.Namespace) -> int:
@@ -251,7 +300,14 @@ def _mixture(parsed: argparse.Namespace) -> int:
         f"{dataset.samples_per_epoch:>18,.1f} {dataset.samples_per_epoch / dataset.size:>7.2f}"
         for dataset in mixture.datasets
     ]
-    return _say(parsed, {"datasets": rows}, "\n".join(lines))
+    document: dict[str, Any] = {"datasets": rows}
+    if parsed.preview is not None:
+        from ibtrain.data.preview import write_preview
+
+        write_preview(parsed.preview, recipe, mixture, parsed.samples, parsed.seed)
+        document["preview"] = str(parsed.preview)
+        lines.append(f"samples to look at: {parsed.preview}")
+    return _say(parsed, document, "\n".join(lines))
 
 
 def _add_train(verbs: Any) -> None:

@@ -1,51 +1,54 @@
-"""Raw files to shards: readers, instructions, re-encoded images, written whole or not at all."""
+"""Raw files to shards: `ibtrain data prepare`.
+
+The annotations are read once and cut into parts (survey.py); parts are converted by any number of
+processes, machines and attempts (conversion.py); whoever finds all of them finished merges them
+here. What comes out depends on none of that.
+
+While the conversion lasts, the output directory holds `.parts/` and no index. The index comes last,
+in one step, so a directory that can be read at all is whole.
+"""
 
 import hashlib
 import json
-import os
+import logging
 import shutil
-import tempfile
-from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
-from functools import partial
-from multiprocessing import get_context
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from ibtrain.data import catalog, instructions, readers
-from ibtrain.data.images import reencode
-from ibtrain.data.records import Example, Record
-from ibtrain.data.shards import (
-    COLUMNS,
-    COMPRESSION,
-    HASHES,
-    check_index,
-    fingerprint,
-    record_to_columns,
+from ibtrain.data.conversion import Settings, convert_part, finished
+from ibtrain.data.file_locks import BusyError, locked
+from ibtrain.data.images import SHORT_SIDE
+from ibtrain.data.merging import (
+    FAILED,
+    Known,
+    OverBudgetError,
+    PrepareReport,
+    check_budget,
+    finish,
+    is_shard,
+    write_whole,
 )
+from ibtrain.data.shard_index import INDEX
+from ibtrain.data.shards import check_index
+from ibtrain.data.survey import PLAN, Plan, load_plan, make_plan
+from ibtrain.data.verify import CARD, QUARANTINE
+from ibtrain.data.video import FRAMES
+from ibtrain.data.workers import Report, run_beside
 
-SHARD_BYTES = 1 << 26  # uncompressed
-CARD = "card.json"
-QUARANTINE = "quarantine.jsonl"
-_FORMAT = 1  # raise it when records are written otherwise
-_IMAGES_KEPT = 128  # encoded images that wait for another example of the same image
+__all__ = ["BusyError", "OverBudgetError", "PrepareReport", "prepare"]
 
+logger = logging.getLogger(__name__)
 
-@dataclass(frozen=True)
-class PrepareReport:
-    """What became of a split: records written, dropped by reason, and bad ones set aside."""
-
-    dataset: str
-    split: str
-    written: int
-    dropped: dict[str, int]
-    quarantined: int
-    shards: int
+PARTS = ".parts"
+_FORMAT = 2  # raise it when records are written otherwise
+_REQUEST = "request.json"
+_TEXTS = (".json", ".jsonl", ".csv", ".tsv", ".txt")
+_SECONDS_TO_START = 1.0  # in which others that start look whether they are alone
 
 
 def prepare(
@@ -55,232 +58,290 @@ def prepare(
     *,
     split: str | None = None,
     workers: int = 1,
+    portion: tuple[int, int] | None = None,
     progress: bool = True,
     budget: float = 0.01,
-    short_side: int = 288,
+    short_side: int = SHORT_SIDE,
     keep_original: bool = False,
+    frames: int = FRAMES,
 ) -> PrepareReport:
     """Writes the shards of a split to `out`, whole or not at all.
 
-    Beside the shards lie card.json (counts, sizes, hashes of the source files, version of the
-    templates) and quarantine.jsonl (id and reason of each bad annotation). Where `out` holds the
-    result of the same request already, its report is returned and nothing is done.
+    Beside the shards lie card.json (counts, lengths, sizes, hashes of the source files, version of
+    the templates) and quarantine.jsonl (id and reason of each bad annotation). Where `out` holds
+    the result of the same request already, its report is returned and nothing is done; where it
+    holds an unfinished one, that is finished.
 
     Args:
-        dataset: a name in the catalog.
+        dataset: a name in the catalog, or the path of a dataset's YAML file.
         raw: its raw directory; see catalog.py for what lies where.
         out: the directory to make.
         split: the dataset's first by default.
-        workers: processes that re-encode images.
+        workers: processes.
+        portion: (i, n) converts the i-th of n portions, i from 1 to n; 0 stands for n, for arrays
+            that count from 0. The last one to finish merges all.
         progress: show a bar on stderr.
         budget: the share of bad annotations above which the whole fails.
         short_side: pixels to which larger images are reduced.
         keep_original: never reduce images.
+        frames: how many are taken of a video.
 
     Raises:
-        ValueError: something is missing, `out` holds something else, the budget is exceeded (the
-            reasons then lie beside `out`), or not one record is left.
+        ValueError: something is missing, `out` holds something else, or not one record is left.
+        OverBudgetError: the budget is exceeded (the reasons then lie in `out`); a ValueError.
+        BusyError: another process is writing to `out`.
     """
+    _check_request(workers, portion, budget, short_side, frames)
     entry = catalog.get(dataset)
     split = split or entry.default_split
-    sources = readers.annotation_files(raw, split, entry)
-    request = {
-        "format": _FORMAT,
-        "dataset": dataset,
-        "split": split,
-        "templates": instructions.template_version(entry),
-        "short_side": short_side,
-        "keep_original": keep_original,
-        "sources": {path.name: _file_hash(path) for path in sources},
-    }
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    settings = Settings(entry, raw, short_side, keep_original, frames)
+    request = _request(settings, split)
+    if (out / INDEX).is_file():
         return _existing_report(out, request)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.writing-", dir=out.parent))
-    try:
-        encode = partial(reencode, short_side=short_side, keep_original=keep_original)
-        context = get_context("spawn")
-        pool = ProcessPoolExecutor(workers, mp_context=context) if workers > 1 else None
-        with pool or nullcontext():
-            found = _encoded(
-                _without_repeats(readers.read(raw, split, entry)),
-                _Encoder(encode, pool),
-                window=1 if pool is None else 8 * workers,
-            )
-            shown = tqdm(found, desc=f"{dataset} {split}", unit=" samples", disable=not progress)
-            report = _write(temporary, shown, dataset, split)
-        _check_budget(report, budget, temporary / QUARANTINE, out)
-        _write_card(temporary, request, report)
-        temporary.chmod(0o755)
-        if out.is_dir():
-            out.rmdir()  # it is empty
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return report
+    _refuse_foreign(out)
+    parts = out / PARTS
+    parts.mkdir(parents=True, exist_ok=True)
+    _forget_faults(parts)
+    with _sole_or_shared(parts, out, portion):
+        with locked(parts / "plan.lock"):
+            if (out / INDEX).is_file():  # another process was faster
+                shutil.rmtree(parts, ignore_errors=True)
+                return _existing_report(out, request)
+            plan = _plan(parts, out, settings, split, request)
+            check_budget(Known.of(parts, plan, range(0)), budget, request, out)
+        own = _portion(plan.parts, portion)
+        arguments = (parts, own, settings, budget, request, out)
+        _convert(plan, arguments, workers, progress)
+        with locked(parts / "plan.lock"):
+            if (out / INDEX).is_file():
+                return _existing_report(out, request)
+            return finish(parts, out, plan, own, budget, request)
 
 
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _check_request(
+    workers: int, portion: tuple[int, int] | None, budget: float, short_side: int, frames: int
+) -> None:
+    if workers < 1:
+        raise ValueError(f"{workers} workers; at least 1 is needed")
+    if portion is not None and not (portion[1] >= 1 and 0 <= portion[0] <= portion[1]):
+        raise ValueError(f"part {portion[0]}/{portion[1]}: give i/n with i from 1 to n")
+    if not 0 <= budget <= 1:
+        raise ValueError(f"a budget of {budget}; it is a share of 0 to 1")
+    if not 16 <= short_side <= 8192:
+        raise ValueError(f"a short side of {short_side} pixels; 16 to 8192 can be had")
+    if frames < 1:
+        raise ValueError(f"{frames} frames of a video; at least 1 is needed")
+
+
+def _request(settings: Settings, split: str) -> dict[str, Any]:
+    """All that the result depends on, without a path of this machine."""
+    entry = settings.entry
+    sources = readers.annotation_files(settings.raw, split, entry)
+    layout = {
+        "task": entry.task,
+        "role": entry.role,
+        "reader": entry.reader,
+        "reader_options": entry.reader_options,
+        "image_roots": entry.image_roots,
+    }
+    return {
+        "format": _FORMAT,
+        "dataset": entry.name,
+        "split": split,
+        "layout": hashlib.sha256(json.dumps(layout, sort_keys=True).encode()).hexdigest()[:16],
+        "templates": instructions.template_version(entry),
+        "short_side": settings.short_side,
+        "keep_original": settings.keep_original,
+        "frames": settings.frames,
+        "sources": {_inside(path, settings.raw): _source_hash(path) for path in sources},
+    }
+
+
+def _inside(path: Path, raw: Path) -> str:
+    return path.relative_to(raw).as_posix() if path.is_relative_to(raw) else path.name
+
+
+def _source_hash(path: Path) -> str:
+    """SHA-256 of a file; of a folder: of the names, sizes and texts in it."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for file_path in sorted(file for file in path.rglob("*") if file.is_file()):
+        text = file_path.suffix.lower() in _TEXTS
+        content = _source_hash(file_path) if text else str(file_path.stat().st_size)
+        digest.update(f"{file_path.relative_to(path).as_posix()}\0{content}\0".encode())
+    return digest.hexdigest()
 
 
 def _existing_report(out: Path, request: dict[str, Any]) -> PrepareReport:
-    path = out / CARD
     try:
-        card = json.loads(path.read_text(encoding="utf-8"))
+        card = json.loads((out / CARD).read_text(encoding="utf-8"))
         written, report = card["request"], PrepareReport(**card["report"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{out} is not empty and holds no shards that were written whole; "
-            "name another directory or remove it"
+            f"{out} holds shards and no {CARD} of ours; name another directory or remove it"
         ) from error
-    differing = [key for key in request if written.get(key) != request[key]]
-    if differing:
-        raise ValueError(
-            f"{out} holds shards written from other {', '.join(differing)}; "
-            "name another directory or remove it"
-        )
+    _refuse_other(out, written, request, "shards")
     check_index(out)
     return report
 
 
-class _Encoder:
-    """Encodes images, here or in a pool; an image that several examples share, once."""
-
-    def __init__(self, encode: Callable[[Path], bytes], pool: Executor | None) -> None:
-        self._encode = encode
-        self._pool = pool
-        self._recent: OrderedDict[Path, Future[bytes]] = OrderedDict()
-
-    def submit(self, path: Path) -> Future[bytes]:
-        """The bytes to come, or the ValueError."""
-        future = self._recent.pop(path, None)
-        if future is None:
-            future = (
-                self._run(path) if self._pool is None else self._pool.submit(self._encode, path)
-            )
-        self._recent[path] = future
-        if len(self._recent) > _IMAGES_KEPT:
-            self._recent.popitem(last=False)
-        return future
-
-    def _run(self, path: Path) -> Future[bytes]:
-        future: Future[bytes] = Future()
-        try:
-            future.set_result(self._encode(path))
-        except ValueError as error:
-            future.set_exception(error)
-        return future
-
-
-def _without_repeats(
-    found: Iterable[Example | readers.Rejected],
-) -> Iterator[Example | readers.Rejected]:
-    seen: set[str] = set()
-    for item in found:
-        if isinstance(item, Example) and item.id in seen:
-            yield readers.Rejected(item.id, "repeated id", bad=False)
-            continue
-        if isinstance(item, Example):
-            seen.add(item.id)
-        yield item
-
-
-def _encoded(
-    found: Iterable[Example | readers.Rejected], encoder: _Encoder, window: int
-) -> Iterator[Record | readers.Rejected]:
-    """Records in the order of their examples, of which `window` are under way at a time."""
-    waiting: deque[tuple[Example | readers.Rejected, Future[bytes] | None]] = deque()
-    for item in found:
-        image = item.image if isinstance(item, Example) else None
-        waiting.append((item, encoder.submit(image) if image is not None else None))
-        if len(waiting) >= window:
-            yield _finished(*waiting.popleft())
-    while waiting:
-        yield _finished(*waiting.popleft())
-
-
-def _finished(
-    item: Example | readers.Rejected, image: Future[bytes] | None
-) -> Record | readers.Rejected:
-    if isinstance(item, readers.Rejected):
-        return item
-    try:
-        data = image.result() if image is not None else b""
-    except ValueError as error:
-        return readers.Rejected(item.id, str(error))
-    return Record(
-        dataset=item.dataset,
-        task=item.task,
-        id=item.id,
-        images=(data,) if data else (),
-        instructions=instructions.render(item, catalog.get(item.dataset)),
-        answers=item.answers,
-        form=item.form,
-        plain=instructions.plain_input(item, catalog.get(item.dataset)),
-        details=item.details,
-    )
-
-
-def _write(
-    directory: Path, found: Iterable[Record | readers.Rejected], dataset: str, split: str
-) -> PrepareReport:
-    from streaming import MDSWriter  # takes seconds to import, which only writing needs
-
-    dropped: Counter[str] = Counter()
-    written = quarantined = 0
-    with (
-        MDSWriter(
-            out=str(directory),
-            columns=COLUMNS,
-            compression=COMPRESSION,
-            hashes=list(HASHES),
-            size_limit=SHARD_BYTES,
-        ) as writer,
-        (directory / QUARANTINE).open("w", encoding="utf-8") as quarantine,
-    ):
-        for item in found:
-            if isinstance(item, Record):
-                writer.write(record_to_columns(item))
-                written += 1
-            elif item.bad:
-                quarantine.write(json.dumps({"id": item.id, "reason": item.reason}) + "\n")
-                quarantined += 1
-            else:
-                dropped[item.reason] += 1
-    shards = len(list(directory.glob("shard.*")))
-    return PrepareReport(dataset, split, written, dict(dropped), quarantined, shards)
-
-
-def _check_budget(report: PrepareReport, budget: float, quarantine: Path, out: Path) -> None:
-    total = report.written + report.quarantined + sum(report.dropped.values())
-    name = f"{report.dataset} ({report.split})"
-    kept = out.parent / f"{out.name}.{QUARANTINE}"
-    if report.quarantined > budget * total:
-        shutil.copyfile(quarantine, kept)
-        with kept.open(encoding="utf-8") as lines:
-            first = json.loads(next(lines))
+def _refuse_other(out: Path, before: dict[str, Any], request: dict[str, Any], what: str) -> None:
+    differing = [key for key in request if before.get(key) != request[key]]
+    if differing:
         raise ValueError(
-            f"{name}: {report.quarantined} of {total} annotations are bad, more than the budget of "
-            f"{budget:.1%}; the first is {first['id']}: {first['reason']}. All reasons: {kept}"
+            f"{out} holds {what} written from other {', '.join(differing)}; "
+            "name another directory or remove it"
         )
-    if not report.written:
-        raise ValueError(f"{name}: not one record is left of {total}; dropped: {report.dropped}")
 
 
-def _write_card(directory: Path, request: dict[str, Any], report: PrepareReport) -> None:
-    index = check_index(directory)
-    card = {
-        "request": request,
-        "report": asdict(report),
-        "bytes": {
-            "stored": sum(shard.bytes for shard in index.shards),
-            "raw": sum(shard.raw_bytes for shard in index.shards),
-        },
-        "fingerprint": fingerprint(index),
-    }
-    with (directory / CARD).open("w", encoding="utf-8") as file:
-        json.dump(card, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
+def _refuse_foreign(out: Path) -> None:
+    """Nothing but an unfinished conversion may lie in `out`."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is no directory; name another one")
+    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    foreign = sorted(names - {PARTS, CARD, QUARANTINE})
+    if foreign and (PARTS not in names or any(not is_shard(name) for name in foreign)):
+        raise ValueError(
+            f"{out} is not empty and holds no shards that were written whole; "
+            "name another directory or remove it"
+        )
+
+
+@contextmanager
+def _sole_or_shared(parts: Path, out: Path, portion: tuple[int, int] | None) -> Iterator[None]:
+    """Keeps a second process from the same work; portions may run beside each other."""
+    try:
+        with ExitStack() as stack:
+            if portion is not None:
+                own = f"portion-{portion[0] % portion[1]}-of-{portion[1]}.lock"
+                stack.enter_context(locked(parts / own, wait_seconds=0))
+            stack.enter_context(
+                locked(
+                    parts / "run.lock",
+                    shared=portion is not None,
+                    wait_seconds=_SECONDS_TO_START,
+                )
+            )
+            yield
+    except BusyError as error:
+        raise BusyError(
+            f"another process is writing to {out}; wait until it has ended, then run this again"
+        ) from error
+
+
+def _plan(parts: Path, out: Path, settings: Settings, split: str, request: dict[str, Any]) -> Plan:
+    """The plan of this request: that of an attempt before, or a new one."""
+    plan = load_plan(parts, settings.raw)
+    kept = _part_directories(parts)
+    path = parts / _REQUEST
+    if path.is_file() and (plan is not None or kept):
+        before = json.loads(path.read_text(encoding="utf-8"))
+        # Without a plan what was read may have changed: every part is held against the new one.
+        asked = request if plan is not None else request | {"sources": before["sources"]}
+        _refuse_other(out, before, asked, "an unfinished conversion")
+    if plan is not None:
+        return plan
+    write_whole(path, json.dumps(request), parts)
+    logger.info("reading the annotations of %s (%s)", settings.entry.name, split)
+    plan = make_plan(parts, settings.raw, readers.read(settings.raw, split, settings.entry))
+    for part, directory in kept.items():
+        made = finished(parts, part)
+        if part >= plan.parts or made is None or made.digest != plan.digest(part):
+            shutil.rmtree(directory)
+    return plan
+
+
+def _part_directories(parts: Path) -> dict[int, Path]:
+    found = {path.name.removeprefix("part-"): path for path in parts.glob("part-*")}
+    return {int(name): path for name, path in found.items() if name.isdigit() and path.is_dir()}
+
+
+def _forget_faults(parts: Path) -> None:
+    """After a failure over bad annotations: they are to be read once more, they may be mended.
+
+    Parts without any are kept. While other portions are being converted nothing is done.
+    """
+    if not (parts / FAILED).is_file():
+        return
+    with suppress(BusyError), locked(parts / "run.lock", wait_seconds=0):
+        shutil.rmtree(parts / PLAN, ignore_errors=True)
+        for part, directory in _part_directories(parts).items():
+            made = finished(parts, part)
+            if made is None or made.quarantined:
+                shutil.rmtree(directory)
+        (parts / FAILED).unlink(missing_ok=True)
+
+
+def _portion(parts: int, portion: tuple[int, int] | None) -> range:
+    if portion is None:
+        return range(parts)
+    index, count = portion
+    index %= count
+    return range(index * parts // count, (index + 1) * parts // count)
+
+
+def _convert(plan: Plan, arguments: "_Arguments", workers: int, progress: bool) -> None:
+    """Converts the parts `own`, here or in processes beside this one."""
+    parts, own, settings, *_ = arguments
+    done = [report for report in (finished(parts, part) for part in own) if report is not None]
+    with tqdm(
+        desc=settings.entry.name,
+        total=plan.examples if len(own) == plan.parts else None,
+        initial=sum(report.written + report.quarantined for report in done),
+        unit=" samples",
+        disable=not progress,
+    ) as bar:
+        if workers == 1 or len(own) - len(done) <= 1:
+            _convert_all(bar.update, *arguments)
+        else:
+            run_beside(min(workers, len(own) - len(done)), _convert_all, arguments, bar.update)
+
+
+_Arguments = tuple[Path, range, Settings, float, dict[str, Any], Path]
+
+
+def _convert_all(
+    report: Report,
+    parts: Path,
+    own: range,
+    settings: Settings,
+    budget: float,
+    request: dict[str, Any],
+    out: Path,
+) -> None:
+    """Converts every part of `own` that nobody has; then waits for those that others have."""
+    plan = load_plan(parts, settings.raw)
+    assert plan is not None
+    left = [part for part in own if finished(parts, part) is None]
+    for wait in (False, True):
+        busy = []
+        for part in left:
+            steps = _Steps(report)
+            try:
+                made = convert_part(parts, plan, part, settings, wait=wait, progress=steps.step)
+            except BusyError:
+                busy.append(part)
+                continue
+            steps.flush()
+            if made.quarantined:  # it may be that the budget cannot be met any more
+                check_budget(Known.of(parts, plan, range(plan.parts)), budget, request, out)
+        left = busy
+
+
+class _Steps:
+    """Counts, and reports now and then."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._count = 0
+
+    def step(self) -> None:
+        self._count += 1
+        if self._count == 32:
+            self.flush()
+
+    def flush(self) -> None:
+        self._report(self._count)
+        self._count = 0
