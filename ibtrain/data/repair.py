@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ibtrain.data.remote import fetch_file, local_directory
 from ibtrain.data.shard_index import (
     INDEX,
     ShardFile,
@@ -55,7 +56,8 @@ def repair(
         ValueError: the source is not there.
         OSError: a file cannot be written; what was replaced before stays.
     """
-    if not _is_url(source) and not Path(source).is_dir():
+    place = local_directory(source)
+    if place is not None and not place.is_dir():
         raise ValueError(f"there is no directory {source} to repair {directory} from")
     replaced: list[str] = []
     refused: list[str] = []
@@ -145,18 +147,13 @@ def _repair_shard(
     replaced.append(shard.name)
 
 
-def _is_url(source: str) -> bool:
-    return "://" in source
-
-
 def _fetch(source: str, name: str, temporary: Path, maximum_bytes: int) -> None:
     """Copies a file of the source; ValueError where it is not there, or larger than it may be."""
-    if _is_url(source):
-        from ibtrain.data.remote import fetch_file
-
+    directory = local_directory(source)
+    if directory is None:
         fetch_file(f"{source.rstrip('/')}/{name}", temporary / name)
         return
-    with open_inside(Path(source), name) as file, (temporary / name).open("wb") as copy:
+    with open_inside(directory, name) as file, (temporary / name).open("wb") as copy:
         left = maximum_bytes + 1
         while left and (block := file.read(min(left, 1 << 20))):
             copy.write(block)
@@ -164,7 +161,7 @@ def _fetch(source: str, name: str, temporary: Path, maximum_bytes: int) -> None:
         copy.flush()
         os.fsync(copy.fileno())
     if not left:
-        raise ValueError(f"{Path(source) / name}: larger than {maximum_bytes} bytes")
+        raise ValueError(f"{directory / name}: larger than {maximum_bytes} bytes")
 
 
 def _replace(whole: Path, target: Path) -> None:

@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 
 from ibtrain.cli import main
+from ibtrain.data import repair as repair_module
 from ibtrain.data import verify as verify_module
+from ibtrain.data.remote import FetchError
 from ibtrain.data.repair import RepairReport, repair
 from ibtrain.data.shards import read_records
 from ibtrain.data.verify import Problem, verify
@@ -250,6 +252,29 @@ def test_repair_replaces_only_what_differs(copied: Path, written: Path):
     assert report.after.bad == () and report.after.leftovers == ()
     assert {path: path.stat().st_mtime_ns for path in untouched} == untouched
     assert list(read_records(copied)) == RECORDS
+
+
+def test_an_address_repairs_as_a_directory_does(
+    copied: Path, written: Path, monkeypatch: pytest.MonkeyPatch
+):
+    flip(copied / FIRST)
+    assert repaired(copied, f"file://{written}").replaced == (FIRST,)
+    fetched: list[str] = []
+
+    def fetch(remote: str, local: Path) -> None:
+        fetched.append(remote)
+        if remote.endswith(SECOND):
+            raise FetchError(f"{remote} cannot be fetched: no such key")
+        shutil.copyfile(written / remote.removeprefix("s3://bucket/vqav2/"), local)
+
+    monkeypatch.setattr(repair_module, "fetch_file", fetch)
+    flip(copied / FIRST)
+    flip(copied / SECOND)
+    report = repaired(copied, "s3://bucket/vqav2/")
+    assert fetched == [f"s3://bucket/vqav2/{name}" for name in (FIRST, SECOND)]
+    assert report.replaced == (FIRST,) and "no such key" in report.refused[0]
+    (copied / "card.json").unlink()
+    assert repaired(copied, "s3://bucket/vqav2").replaced == ("card.json",)
 
 
 @pytest.mark.parametrize("name", ["index.json", "card.json"])
