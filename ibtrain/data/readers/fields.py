@@ -8,33 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from ibtrain.data.readers.streams import (
-    Unreadable,
-    csv_entries,
-    entries_under,
-    line_entries,
-    list_entries,
-    numbered,
-    object_entries,
-    top_level,
-)
+from ibtrain.data.readers.streams import Unreadable
 from ibtrain.data.records import Answer, Example
-
-__all__ = [
-    "FieldError",
-    "Rejected",
-    "Row",
-    "Unused",
-    "counted_answers",
-    "csv_entries",
-    "each",
-    "entries_under",
-    "line_entries",
-    "list_entries",
-    "numbered",
-    "object_entries",
-    "top_level",
-]
 
 MAXIMUM_TEXT = 1 << 17
 MAXIMUM_IDENTITY = 200

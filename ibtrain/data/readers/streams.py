@@ -104,7 +104,7 @@ class _Cursor:
             except RecursionError:
                 self.damaged("nested too deeply")
             else:
-                if end < len(self._text) or self._ended:  # else a number may go on
+                if end + 3 <= len(self._text) or self._ended:  # else "1.5e-" may go on
                     self._at = end
                     return value
             if self._ended:
@@ -187,7 +187,8 @@ def top_level(path: Path) -> str:
 def _expect(path: Path, kind: str) -> None:
     found = top_level(path)
     if found != kind:
-        raise ValueError(f"{path}: expected a JSON {kind} at the top, found a {found}")
+        article = "an" if found == "object" else "a"
+        raise ValueError(f"{path}: expected a JSON {kind} at the top, found {article} {found}")
 
 
 def list_entries(path: Path) -> Iterator[tuple[str, object]]:
