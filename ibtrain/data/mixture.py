@@ -193,9 +193,15 @@ def _forms(entry: MixtureEntry, index: ShardIndex, cache: Path) -> list[_Form]:
     first = 0
     ends = []
     for position in range(len(index.shards)):
-        shard = shards.open(position)
-        for number in range(len(shard)):
-            numbers.setdefault(shard.text(number, "form"), []).append(first + number)
+        try:
+            shard = shards.open(position)
+            for number in range(len(shard)):
+                numbers.setdefault(shard.text(number, "form"), []).append(first + number)
+        except ValueError as error:
+            raise ValueError(
+                f"the forms of {entry.dataset} cannot be told apart: {error}; repair it with "
+                f"`ibtrain data verify {entry.path} --repair-from DIR_OR_URL`"
+            ) from error
         shards.forget(position)
         first += len(shard)
         ends.append(first)

@@ -171,6 +171,15 @@ def test_forms_that_are_not_there(written: Path, entry: dict, said: str) -> None
         resolved(recipe_of(written, {"dataset": "formed"} | entry))
 
 
+def test_forms_in_a_bad_shard(written: Path, tmp_path: Path) -> None:
+    directory = copied(written, tmp_path)
+    shard = directory / "formed/shard.00002.mds.zstd"
+    shard.write_bytes(bytes(shard.stat().st_size))
+    recipe = recipe_of(directory, {"dataset": "formed", "forms": {"multiple_choice": 0.5}})
+    with pytest.raises(ValueError, match=r"forms of formed .*shard\.00002.* --repair-from DIR"):
+        resolved(recipe)
+
+
 def test_an_epoch_below_a_batch_is_refused(written: Path) -> None:
     with pytest.raises(ValueError, match="an epoch of 7 samples is smaller than one global batch"):
         resolved(recipe_of(written, epoch_samples=7))

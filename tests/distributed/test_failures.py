@@ -124,15 +124,7 @@ def test_a_truncated_shard(zygote: Zygote, world: Path, tmp_path: Path) -> None:
     os.truncate(shard, shard.stat().st_size - 1)
     complaint = sentence(start(zygote, world, tmp_path / "run"), 2)
     assert str(shard) in complaint
-    assert "ibtrain data prepare" in complaint
-
-
-def test_a_flipped_byte_in_a_shard(zygote: Zygote, world: Path, tmp_path: Path) -> None:
-    (shard,) = (world / "shards/vqav2").glob("shard.*")
-    flip_a_byte(shard)
-    complaint = sentence(start(zygote, world, tmp_path / "run"), 2)
-    assert str(shard.parent) in complaint and shard.name in complaint
-    assert "copy it again" in complaint
+    assert "ibtrain data verify --repair-from" in complaint
 
 
 def test_more_tokens_than_embeddings(zygote: Zygote, world: Path, tmp_path: Path) -> None:
@@ -176,8 +168,15 @@ def test_other_data_than_the_checkpoint_had(
     assert re.search(r"^  datasets\.vqav2\.share: was 0\.\d+, is 0\.3333", complaint, re.MULTILINE)
     assert "checkpoint.accept_changed_data=true" in complaint
     assert (run / "recipe.yaml").read_bytes() == recipe  # refused, so nothing was touched
-    succeeds(start(zygote, world_directory, run, *changed, "checkpoint.accept_changed_data=true"))
+    named = "checkpoint.accept_changed_data=[datasets.vqav2]"
+    complaint = sentence(start(zygote, world_directory, run, *changed, named, ranks=1), 2)
+    assert "datasets.vqav2." not in complaint and "datasets.aokvqa.share: was" in complaint
+    named = "checkpoint.accept_changed_data=[datasets]"
+    succeeds(start(zygote, world_directory, run, *changed, named))
     assert verify_step(latest_step(run)) == 13
+    changed = ("seed=9", "training.steps=14", "checkpoint.accept_changed_data=true")
+    succeeds(start(zygote, world_directory, run, "data.balance=uniform", *changed))
+    assert verify_step(latest_step(run)) == 14
 
 
 def test_an_output_directory_in_use(zygote: Zygote, world_directory: Path, tmp_path: Path) -> None:
