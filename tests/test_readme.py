@@ -1,5 +1,6 @@
 """The commands that the README names, run as it names them."""
 
+import json
 import os
 import re
 import shlex
@@ -11,10 +12,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-SET_UP, BY_HAND = (
+SET_UP, BY_HAND, DATA = (
     [line.partition(" #")[0].strip() for line in block.splitlines() if line.strip()]
     for block in BLOCKS
 )
+SMALL = ["--train-images", "20", "--test-images", "2"]
 
 
 def run(command: list[str], directory: Path) -> str:
@@ -28,7 +30,7 @@ def run(command: list[str], directory: Path) -> str:
     return finished.stdout
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_the_commands_by_hand_after_the_quickstart(tmp_path: Path) -> None:
     """The quickstart in rehearsal (every step, few images), then each command of the README."""
     screen = run([sys.executable, str(ROOT / "tools/quickstart.py"), "--rehearsal"], tmp_path)
@@ -36,12 +38,16 @@ def test_the_commands_by_hand_after_the_quickstart(tmp_path: Path) -> None:
     for promised in ("tuned, unseen scenes", "images shuffled", "the base before tuning", "Next:"):
         assert promised in screen
     assert (tmp_path / "quickstart/evaluation/tuned/gqa.png").is_file()
-    assert BY_HAND[0].startswith("ibtrain data toy")
     for command in BY_HAND:
         words = shlex.split(command)
-        if words[:3] == ["ibtrain", "data", "toy"]:
-            words += ["--train-images", "20", "--test-images", "2"]  # as the rehearsal: smaller
         assert run(words, tmp_path).strip() or words[0] == "deepspeed"
+    assert DATA[0] == "ibtrain data catalog"
+    for command in DATA:
+        words = shlex.split(command)
+        printed = run(words + (SMALL if words[:3] == ["ibtrain", "data", "toy"] else []), tmp_path)
+        assert printed.strip()
+    assert json.loads((tmp_path / "toy/shards/textcaps/card.json").read_text())
+    assert (tmp_path / "quickstart/mixture.html").stat().st_size > 1000
 
 
 def test_set_up_is_two_make_targets() -> None:
