@@ -65,6 +65,7 @@ TASKS = (
 )
 DATASETS = Path(__file__).parent / "datasets"
 _MAXIMUM_BYTES = 1 << 16
+_MAXIMUM_DEPTH = 16
 # What YAML's constructors raise for a value that does not fit its tag (a 13th month, !!bool 5).
 _MISFITS = (ValueError, TypeError, KeyError, IndexError, AttributeError)
 
@@ -198,8 +199,14 @@ def yaml_nodes(path: Path, what: str) -> yaml.Node | None:
         if len(data) > _MAXIMUM_BYTES:
             raise ValueError(f"{path}: larger than {_MAXIMUM_BYTES} bytes")
         text = data.decode("utf-8-sig")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise ValueError(f"{path}: has an alias (*name); write the value out")
+        depth = 0
+        for event in yaml.parse(text, yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError(f"{path}: has an alias (*name); write the value out")
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > _MAXIMUM_DEPTH:  # the parser's time grows with its square
+                raise ValueError(f"{path}: nested more than {_MAXIMUM_DEPTH} deep")
         return yaml.compose(text, yaml.SafeLoader)
     except OSError as error:
         raise ValueError(f"{what} {path} cannot be read: {error.strerror}") from error

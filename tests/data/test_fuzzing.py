@@ -391,6 +391,12 @@ def test_a_dataset_file_that_grows_when_read_is_refused(tmp_path: Path):
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
     path = tmp_path / "own.yaml"
+    path.write_text("name: x\nsplits: " + "[" * 30_000)
+    begin = time.process_time()
+    for load in (catalog.load_entry, instructions.load_templates):
+        with pytest.raises(ValueError, match=r"own\.yaml: nested more than 16 deep"):
+            load(path)
+    assert time.process_time() - begin < 10
     path.write_text("\n".join(lines))
     assert yaml.safe_load(path.read_text())  # as a parser alone would have it
     for load in (catalog.load_entry, instructions.load_templates):
