@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from ibtrain.config import load_recipe
 from ibtrain.data import catalog
 from ibtrain.data.prepare import prepare
 from ibtrain.data.shards import read_records
@@ -70,3 +71,12 @@ def test_the_other_splits_too(toy: Path, tmp_path: Path, dataset: str):
         raw, out = toy / PLACES[dataset].folder, tmp_path / split
         report = prepare(dataset, raw, out, split=split, progress=False)
         assert report.written > 0 and report.quarantined == 0
+
+
+def test_the_toy_recipe_trains_on_the_thirteen():
+    held_in = [entry.name for entry in catalog.entries() if entry.role == "held_in"]
+    recipe = load_recipe("toy")
+    assert len(held_in) == 13 and recipe.data.balance == "sqrt"
+    assert sorted(entry.dataset for entry in recipe.data.mixture) == sorted(held_in)
+    for entry in recipe.data.mixture:
+        assert entry.path == f"quickstart/shards/{entry.dataset}"
