@@ -143,7 +143,7 @@ def _padded_rows(
 ) -> tuple[Tensor, Tensor]:
     """The language model's input [B, L, D], padded on the left, and its mask [B, L]."""
     device = opened.device
-    embed = opened.model.language_model.model.embed_tokens
+    embed = opened.model.language_model.get_input_embeddings()
     visual = _visual_rows(opened, images, tokens)
     rows = []
     for own, instruction in zip(visual, tokens, strict=True):

@@ -6,6 +6,7 @@ from transformers import InstructBlipConfig, InstructBlipQFormerConfig, Instruct
 from transformers.models.auto import CONFIG_MAPPING
 
 from ibtrain.config import ModelSection, RandomBase
+from ibtrain.model.lora import AdapterSource
 from ibtrain.model.weights import (
     RandomSource,
     SafetensorsSource,
@@ -38,12 +39,18 @@ def base_config(section: ModelSection) -> InstructBlipConfig:
 def base_sources(
     section: ModelSection, config: InstructBlipConfig, seed: int
 ) -> list[TensorSource]:
-    """Where the base's weights come from."""
+    """Where the base's weights come from, and those of new adapters where there are any."""
+    sources: list[TensorSource] = []
     if section.base is not None:
-        return [SafetensorsSource.of_directory(section.base)]
-    assert section.random_base is not None
-    shapes = parameter_shapes(config, section.instruction_aware)
-    return [RandomSource(shapes, seed, section.random_base.initializer_range)]
+        sources.append(SafetensorsSource.of_directory(section.base))
+    else:
+        assert section.random_base is not None
+        shapes = parameter_shapes(config, section.instruction_aware)
+        sources.append(RandomSource(shapes, seed, section.random_base.initializer_range))
+    if section.lora is not None:
+        shapes = parameter_shapes(config, section.instruction_aware, section.lora)
+        sources.append(AdapterSource(shapes, seed))
+    return sources
 
 
 def _architecture(random_base: RandomBase) -> InstructBlipConfig:

@@ -16,7 +16,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import InstructBlipConfig
 
+from ibtrain.config import LoraSection
 from ibtrain.model.instructblip import InstructBlip, part_of
+from ibtrain.model.lora import is_adapter
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -123,16 +125,19 @@ class RandomSource:
 
 
 def parameter_shapes(
-    config: InstructBlipConfig, instruction_aware: bool = True
+    config: InstructBlipConfig, instruction_aware: bool = True, lora: LoraSection | None = None
 ) -> dict[str, tuple[int, ...]]:
     """Names and shapes of all parameters, from a model on the meta device."""
     with torch.device("meta"):
-        model = InstructBlip(config, instruction_aware)
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        model = InstructBlip(config, instruction_aware, lora)
+    return {name: tuple(parameter.shape) for name, parameter in model.weights()}
 
 
 def choose_sources(
-    config: InstructBlipConfig, instruction_aware: bool, sources: Sequence[TensorSource]
+    config: InstructBlipConfig,
+    instruction_aware: bool,
+    sources: Sequence[TensorSource],
+    lora: LoraSection | None = None,
 ) -> dict[str, TensorSource]:
     """For each parameter the last source that has it, with every shape checked.
 
@@ -140,9 +145,9 @@ def choose_sources(
         ValueError: when a parameter is in no source (it would silently stay random), a source
             holds a tensor that the model does not know, or a shape differs.
     """
-    wanted = parameter_shapes(config, instruction_aware)
+    wanted = parameter_shapes(config, instruction_aware, lora)
     # The ablation takes the same base and leaves the Q-Former's text weights out.
-    known = wanted if instruction_aware else parameter_shapes(config, True)
+    known = wanted if instruction_aware else parameter_shapes(config, True, lora)
     chosen: dict[str, TensorSource] = {}
     for source in sources:
         unknown = sorted(set(source.shapes()) - set(known) - _COMPUTED)
@@ -212,6 +217,9 @@ def check_vocabularies(
 
 
 def set_trainable(model: InstructBlip, train_parts: Mapping[str, str]) -> None:
-    """Marks the parameters of each part as trained ("full") or frozen ("frozen")."""
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(train_parts[part_of(name)] == "full")
+    """Marks the parameters of each part as trained ("full"), frozen ("frozen"), or frozen but for
+    its adapters ("lora").
+    """
+    for name, parameter in model.weights():
+        how = train_parts[part_of(name)]
+        parameter.requires_grad_(how == "full" or (how == "lora" and is_adapter(name)))

@@ -25,6 +25,7 @@ from deepspeed.runtime.zero import GatheredParameters
 from ibtrain.batch import Batch
 from ibtrain.config import Recipe, RecipeError
 from ibtrain.model.instructblip import InstructBlip
+from ibtrain.model.language import restore_frequencies
 from ibtrain.model.weights import TensorSource, set_trainable
 
 DS_CONFIGS = Path(__file__).parents[2] / "ds_configs"
@@ -186,7 +187,12 @@ class Engine:
             )
         dtype = DTYPES[recipe.model.precision]
         with self._construction(ds_config):
-            model = InstructBlip(config, recipe.model.instruction_aware)
+            model = InstructBlip(
+                config,
+                recipe.model.instruction_aware,
+                recipe.model.lora,
+                recipe.model.gradient_checkpointing,
+            )
         if self.stage != 3:
             model.to(device=self.device, dtype=dtype)
         assert all(parameter.dtype == dtype for parameter in model.parameters())
@@ -203,6 +209,7 @@ class Engine:
         self.engine, self.zero, *_ = deepspeed.initialize(
             model=model, optimizer=self._optimizer, config=ds_config, dist_init_required=False
         )
+        restore_frequencies(model.language_model)
         self._create_moments()
 
     def step(
@@ -246,9 +253,9 @@ class Engine:
             stack.enter_context(deepspeed.zero.Init(config_dict_or_path=ds_config))
         return stack
 
-    def _fill(self, model: nn.Module, sources: Mapping[str, TensorSource]) -> None:
+    def _fill(self, model: InstructBlip, sources: Mapping[str, TensorSource]) -> None:
         """Values tensor by tensor into their partitions; rank 0 reads."""
-        for name, parameter in model.named_parameters():
+        for name, parameter in model.weights():
             with GatheredParameters([parameter], modifier_rank=0, enabled=self.stage == 3):
                 if self.stage != 3 or self.ranks.rank == 0:
                     with torch.no_grad():

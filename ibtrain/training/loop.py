@@ -191,9 +191,10 @@ class _Run:
         sources = base_sources(recipe.model, config, recipe.seed)
         if resumed is not None:
             sources.append(SafetensorsSource([resumed[0] / TRAINABLE], f"checkpoint {resumed[0]}"))
-        self.engine = Engine(
-            recipe, ranks, config, choose_sources(config, recipe.model.instruction_aware, sources)
+        chosen = choose_sources(
+            config, recipe.model.instruction_aware, sources, recipe.model.lora
         )
+        self.engine = Engine(recipe, ranks, config, chosen)
         self.first_step = 0
         if resumed is not None:
             load_checkpoint(self.engine, resumed[0])
