@@ -34,7 +34,8 @@ from ibtrain import __version__
 from ibtrain.config import dump_recipe
 from ibtrain.export.proof import prove
 from ibtrain.export.weight_shards import SHARD_BYTES, WrittenWeights, write_weights
-from ibtrain.model.opening import RECIPE_FILE, FoundModel, find_model, to_blip2_name
+from ibtrain.model.opening import RECIPE_FILE, FoundModel, find_model
+from ibtrain.model.sources import to_blip2_name
 from ibtrain.model.weights import check_vocabularies
 from ibtrain.run_directory import sync_directory
 
