@@ -44,7 +44,7 @@ def read_adapter_settings(directory: Path) -> LoraSection:
     """The settings in a directory in peft's format.
 
     Raises:
-        ValueError: when there are none, or they are of another kind of adapter than is trained here.
+        ValueError: when there are none, or they are of another kind than is trained here.
     """
     file = directory / ADAPTER_CONFIG
     values: Mapping[str, Any] = read_json(file, "export the adapter again")

@@ -1,5 +1,6 @@
 """The base that a recipe names: its configuration, its tokenizers' directory, its weights."""
 
+import logging
 from pathlib import Path
 
 from transformers import (
@@ -11,6 +12,9 @@ from transformers import (
 from transformers.models.auto import CONFIG_MAPPING
 
 from ibtrain.config import ModelSection, RandomBase
+from ibtrain.data.tokenization import InstructionTokenizer
+from ibtrain.model.census import TEXT_PATH, census
+from ibtrain.model.fingerprint import fingerprint
 from ibtrain.model.hub import resolve_directory
 from ibtrain.model.lora import AdapterSource
 from ibtrain.model.parts import parts_config, parts_sources
@@ -20,10 +24,13 @@ from ibtrain.model.vicuna import check_vicuna, check_whole, names_of
 from ibtrain.model.weights import (
     RandomSource,
     TensorSource,
+    choose_sources,
     parameter_shapes,
     read_config,
     read_model_type,
 )
+
+logger = logging.getLogger(__name__)
 
 
 def base_directory(section: ModelSection) -> Path:
@@ -77,6 +84,32 @@ def base_sources(
         shapes = parameter_shapes(config, section.instruction_aware, section.lora)
         sources.append(AdapterSource(shapes, seed))
     return sources
+
+
+def record_base(
+    section: ModelSection, config: InstructBlipConfig, tokenizer: InstructionTokenizer, seed: int
+) -> dict[str, str]:
+    """The base's fingerprint; the census of what came from where is said on the way.
+
+    Raises:
+        ValueError: when a parameter is in none of the given weights, or they do not fit.
+    """
+    bare = section.model_copy(update={"lora": None})
+    sources = choose_sources(config, section.instruction_aware, base_sources(bare, config, seed))
+    shapes = parameter_shapes(config, section.instruction_aware)
+    rows = census(sources, shapes)
+    for row in rows:
+        logger.info(
+            "%-19s %15s parameters from %s", row.component, f"{row.parameters:,}", row.source
+        )
+    if section.parts is not None and any(
+        row.component == TEXT_PATH and str(section.parts.bert) in row.source for row in rows
+    ):
+        logger.warning(
+            "the Q-Former's text feed-forward is plain BERT's, which has never seen an image; "
+            "BLIP-2's first stage has it trained: name that checkpoint in model.parts.stage1"
+        )
+    return fingerprint(config, tokenizer, sources)
 
 
 def is_blip2(directory: Path) -> bool:

@@ -12,6 +12,17 @@ _TEXT_PATH = re.compile(
     r"qformer\.embeddings\.(?:word|position)_embeddings\.|"
     r"qformer\.encoder\.layer\.\d+\.(?:intermediate|output)\."
 )
+TEXT_PATH = "Q-Former text path"
+_ORDER = (
+    "vision tower",
+    "vision LayerNorm",
+    "queries",
+    "Q-Former",
+    TEXT_PATH,
+    "projection",
+    "language model",
+    "adapters",
+)
 _COMPONENTS = (
     ("vision_model.post_layernorm.", "vision LayerNorm"),
     ("vision_model.", "vision tower"),
@@ -22,7 +33,7 @@ _COMPONENTS = (
 )
 _REMEDIES = {
     "vision tower": "name EVA-ViT-g's file in model.parts.vision",
-    "Q-Former text path": (
+    TEXT_PATH: (
         "BLIP-2 leaves it out after its first stage: name that checkpoint in model.parts.stage1, "
         "or train without it (model.instruction_aware=false)"
     ),
@@ -50,23 +61,23 @@ def component_of(name: str) -> str:
     if is_adapter(name):
         return "adapters"
     if _TEXT_PATH.match(name):
-        return "Q-Former text path"
+        return TEXT_PATH
     for prefix, component in _COMPONENTS:
         if name.startswith(prefix):
             return component
     raise ValueError(f"parameter {name!r} belongs to no component of an InstructBLIP model")
 
 
-def census(
-    chosen: Mapping[str, _Source], shapes: Mapping[str, tuple[int, ...]]
-) -> list[CensusRow]:
+def census(chosen: Mapping[str, _Source], shapes: Mapping[str, tuple[int, ...]]) -> list[CensusRow]:
     """What came from where: a row for each component and source, in the model's order."""
     counted: dict[tuple[str, str], list[int]] = {}
     for name, source in chosen.items():
         counted.setdefault((component_of(name), source.description), []).append(prod(shapes[name]))
     return [
         CensusRow(component, source, len(numbers), sum(numbers))
-        for (component, source), numbers in sorted(counted.items(), key=lambda item: _place(item[0][0]))
+        for (component, source), numbers in sorted(
+            counted.items(), key=lambda item: _ORDER.index(item[0][0])
+        )
     ]
 
 
@@ -75,21 +86,7 @@ def describe_missing(missing: Iterable[str]) -> str:
     counts: dict[str, int] = {}
     for name in missing:
         counts[component_of(name)] = counts.get(component_of(name), 0) + 1
-    ordered = sorted(counts, key=_place)
+    ordered = sorted(counts, key=_ORDER.index)
     said = ", ".join(f"{counts[component]} of the {component}" for component in ordered)
     remedies = [_REMEDIES[component] for component in ordered if component in _REMEDIES]
     return "; ".join([said, *remedies])
-
-
-def _place(component: str) -> int:
-    order = (
-        "vision tower",
-        "vision LayerNorm",
-        "queries",
-        "Q-Former",
-        "Q-Former text path",
-        "projection",
-        "language model",
-        "adapters",
-    )
-    return order.index(component)

@@ -129,7 +129,9 @@ def _reason(error: Exception) -> str:
     if named:
         return f"it holds more than tensors ({named.group(1)}), and nothing but tensors is read"
     text = text.partition("Check the documentation")[0].rpartition("error: ")[2].strip()
-    return f"it is not a whole file of tensors as torch.save writes them ({text[:120] or repr(error)})"
+    return (
+        f"it is not a whole file of tensors as torch.save writes them ({text[:120] or repr(error)})"
+    )
 
 
 def _state_dict(file: Path, loaded: Any) -> dict[str, Tensor]:

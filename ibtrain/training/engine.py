@@ -8,7 +8,6 @@ import json
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,20 +26,12 @@ from ibtrain.config import Recipe, RecipeError
 from ibtrain.model.instructblip import InstructBlip
 from ibtrain.model.language import restore_frequencies
 from ibtrain.model.weights import TensorSource, set_trainable
+from ibtrain.training.loading import fill_partitions, fill_replicas
+from ibtrain.training.ranks import Ranks
 
 DS_CONFIGS = Path(__file__).parents[2] / "ds_configs"
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """This process among all."""
-
-    rank: int
-    world: int
-    local_rank: int
-    local_world: int
 
 
 def start_processes() -> Ranks:
@@ -254,12 +245,13 @@ class Engine:
         return stack
 
     def _fill(self, model: InstructBlip, sources: Mapping[str, TensorSource]) -> None:
-        """Values tensor by tensor into their partitions; rank 0 reads."""
-        for name, parameter in model.weights():
-            with GatheredParameters([parameter], modifier_rank=0, enabled=self.stage == 3):
-                if self.stage != 3 or self.ranks.rank == 0:
-                    with torch.no_grad():
-                        parameter.copy_(sources[name].get(name))
+        """Values tensor by tensor into their partitions, or into every rank's copy."""
+        if self.stage != 3:
+            fill_replicas(model, sources, self.ranks)
+            return
+        fill_partitions(
+            model, sources, self.ranks, lambda p: GatheredParameters([p], modifier_rank=0)
+        )
 
     def _create_moments(self) -> None:
         """Adam's state exists from the start, so that a checkpoint can be put into it.
