@@ -66,11 +66,12 @@ def tiny_architecture(
     language_heads: int = 4,
     language_key_heads: int = 4,
     language_layers: int = 2,
+    decoder_layers: int | None = None,
     dropout: float = 0.0,
 ) -> dict[str, dict[str, Any]]:
     """The sections `vision`, `qformer` and `language` of a recipe's `model.random_base`.
 
-    `language` is llama or t5 (`language_key_heads` is a Llama's alone).
+    `language` is llama or t5; `language_key_heads` is a Llama's alone, `decoder_layers` a T5's.
     """
     llama = {
         "vocab_size": language_vocabulary,
@@ -92,7 +93,7 @@ def tiny_architecture(
         "d_kv": 7,
         "d_ff": 2 * language_width + 5,
         "num_layers": language_layers,
-        "num_decoder_layers": language_layers + 1,
+        "num_decoder_layers": decoder_layers or language_layers,
         "num_heads": language_heads,
         "relative_attention_num_buckets": 8,
         "relative_attention_max_distance": 9,

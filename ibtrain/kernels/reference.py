@@ -24,8 +24,8 @@ def varlen_attention_reference(
     """softmax(q k^T * scale + bias) v within each sequence; returns [T, H, K].
 
     `cu_query` and `cu_key` [B+1] are cumulative lengths from 0. Causal is bottom-right aligned: the
-    last query row sees the last key row. `rel_bias` [H, 2R+1] is read at clamp(j - i, -R, R) + R for
-    query i and key j. A row without keys gives 0.
+    last query row sees the last key row. `rel_bias` [H, 2R+1] is read at clamp(j - i, -R, R) + R
+    for query i and key j. A row without keys gives 0.
     """
     scale = query_THK.shape[-1] ** -0.5 if scale is None else scale
     groups = query_THK.shape[1] // key_SGK.shape[1]

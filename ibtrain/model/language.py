@@ -138,7 +138,7 @@ def packed_hidden(
     cu_tokens_B1: Tensor,
     max_tokens: int,
 ) -> Tensor:
-    """Last hidden states [T, D] of a Llama's packed rows; each sample sees itself alone, causally."""
+    """Last hidden states [T, D] of a Llama's packed rows; each sample sees itself alone."""
     out = language_model.model(
         inputs_embeds=embeddings_TD[None],
         position_ids=positions_T[None],

@@ -88,12 +88,17 @@ def packed_answers(
     return hidden_AD
 
 
+def start_token(config: PretrainedConfig) -> int:
+    """What a T5's decoder begins with: the token for it, or the padding token as T5 was trained."""
+    named: int | None = getattr(config, "decoder_start_token_id", None)
+    start: int = config.pad_token_id if named is None else named
+    return start
+
+
 def decoder_inputs(config: PretrainedConfig, answer_ids_A: Tensor, rows: PackedRows) -> Tensor:
     """Each answer shifted by one, begun by the start token [A]."""
-    start: int | None = config.decoder_start_token_id
-    start = config.pad_token_id if start is None else start
     shifted_A = answer_ids_A.roll(1)
-    shifted_A[rows.cumulative[:-1].long()] = start
+    shifted_A[rows.cumulative[:-1].long()] = start_token(config)
     return shifted_A
 
 
