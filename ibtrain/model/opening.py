@@ -130,7 +130,10 @@ class _Weights:
     step: int | None = None
     limits: dict[str, int] = field(default_factory=dict)
     lora: LoraSection | None = None
+    on_recipe: bool = False
+    """Whether the base is the one that the recipe names."""
     base: Mapping[str, str] | None = None
+    """The fingerprint of the base that it was trained on, where it was written down."""
 
 
 def find_model(path: Path) -> FoundModel:
@@ -183,7 +186,7 @@ def _fitted(weights: _Weights) -> FoundModel:
         len(tokenizer.qformer),
         str(weights.processor_directory),
     )
-    _check_base(weights, tokenizer)
+    base = _checked_base(weights, tokenizer)
     chosen = choose_sources(
         weights.config,
         weights.instruction_aware,
@@ -205,26 +208,27 @@ def _fitted(weights: _Weights) -> FoundModel:
         recipe=weights.recipe,
         step=weights.step,
         adapters=adapters,
-        base=weights.base,
+        base=base,
         trained=frozenset(
             name for name, source in chosen.items() if source in weights.trained_sources
         ),
     )
 
 
-def _check_base(weights: _Weights, tokenizer: InstructionTokenizer) -> None:
-    """Refuses a base that is not the one that was trained on."""
-    if weights.base is None:
-        return
+def _checked_base(weights: _Weights, tokenizer: InstructionTokenizer) -> dict[str, str] | None:
+    """The fingerprint of a recipe's base; refuses one that is not the one that was trained on."""
+    if not weights.on_recipe:
+        return None
     sources = choose_sources(weights.config, weights.instruction_aware, weights.base_sources)
     now = fingerprint(weights.config, tokenizer, sources)
-    changed = differences(weights.base, now)
+    changed = differences(weights.base or now, now)
     if changed:
         described = ", ".join(source.description for source in weights.base_sources)
         raise ValueError(
             f"{weights.description} was trained on another base: the {' and '.join(changed)} of "
             f"{described} differ from what they were; put the base back as it was"
         )
+    return now
 
 
 def merged_sources(adapters: Adapters) -> dict[str, TensorSource]:
@@ -304,6 +308,7 @@ def _of_recipe(
         recipe=recipe,
         limits=_limits(recipe),
         lora=section.lora,
+        on_recipe=True,
         **more,
     )
 
@@ -436,6 +441,11 @@ def build(
     compute_buffers(model, device)
     left = [name for name, tensor in _tensors(model) if tensor.is_meta]
     assert not left, left
+    return opened(found, model)
+
+
+def opened(found: FoundModel, model: InstructBlip) -> OpenedModel:
+    """A model whose weights are in place, with what belongs to it."""
     return OpenedModel(
         model=model.eval(),
         tokenizer=found.tokenizer,
