@@ -80,8 +80,9 @@ def write_torch_file(
     Returns:
         Numbers of parameters and bytes.
     """
+    planned = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors()}
     with FakeTensorMode():
-        empty = {name: torch.empty(t.shape, dtype=t.dtype) for name, t in tensors()}
+        empty = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in planned.items()}
     with torch.serialization.skip_data(materialize_fake_tensors=True):
         torch.save({"model": empty}, file)
     with FakeTensorMode():

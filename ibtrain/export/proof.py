@@ -155,10 +155,8 @@ def _put_adapters(model: Any, directory: Path) -> None:
     """peft opens the adapters and puts them into the language model, in place."""
     from peft import PeftModel
 
-    PeftModel.from_pretrained(
-        model.language_model, directory, local_files_only=True, low_cpu_mem_usage=True
-    )
-    model.language_model.float().eval()
+    PeftModel.from_pretrained(model.language_model, directory, local_files_only=True)
+    model.eval()
 
 
 def _drawn_picture() -> Image.Image:

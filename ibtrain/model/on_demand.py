@@ -48,6 +48,7 @@ def read_on_demand(model: nn.Module, sources: Mapping[str, TensorSource]) -> Non
         stored.setdefault(model.get_submodule(owner), {})[leaf] = own
     for module, leaves in stored.items():
         weights = _Weights(sources, leaves)
+        weights.drop(module)
         if module is model:
             weights.put(module)
         else:
@@ -68,5 +69,7 @@ class _Weights:
 
     def drop(self, module: nn.Module, *_: Any) -> None:
         for leaf in self._leaves:
-            empty = torch.empty_like(getattr(module, leaf), device="meta")
+            # One value in the place of all: without storage, and yet on the CPU for those who ask
+            # (peft puts adapters where the weights are). Used by mistake, it shows in the result.
+            empty = torch.full((), torch.nan).expand(getattr(module, leaf).shape)
             setattr(module, leaf, nn.Parameter(empty, requires_grad=False))
