@@ -85,7 +85,7 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings(action="ignore"):  # of pickles in another protocol
             loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
-    except _MALFORMED as error:
+    except (*_MALFORMED, OSError) as error:
         raise ValueError(f"{file} is refused: {_reason(error)}") from error
     return _state_dict(file, loaded)
 
