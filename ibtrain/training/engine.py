@@ -147,6 +147,55 @@ def micro_batches_per_step(recipe: Recipe, world: int) -> int:
     return -(-(training.global_batch // world) // training.micro_batch)
 
 
+def load_model(
+    recipe: Recipe,
+    ranks: Ranks,
+    ds_config: dict[str, Any],
+    config: InstructBlipConfig,
+    sources: Mapping[str, TensorSource],
+    device: torch.device,
+) -> InstructBlip:
+    """The model with its values: partitioned under ZeRO-3, else whole on every rank's device.
+
+    Under ZeRO-3 a rank holds its own partition and one whole tensor at a time.
+
+    Args:
+        recipe: the run.
+        ranks: this process among all.
+        ds_config: see `sharding_config`.
+        config: of the model.
+        sources: for each parameter where its value is read from.
+        device: where a whole model is put.
+    """
+    dtype, partitioned = DTYPES[recipe.model.precision], _stage(ds_config) == 3
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_no_weight_initialization())
+        if partitioned:
+            # The dtype comes from the configuration: DeepSpeed 0.19 ignores one passed to Init on
+            # accelerators without fp16 (a CPU) and silently builds in bf16.
+            stack.enter_context(deepspeed.zero.Init(config_dict_or_path=ds_config))
+        model = InstructBlip(
+            config,
+            recipe.model.instruction_aware,
+            recipe.model.lora,
+            recipe.model.gradient_checkpointing,
+        )
+    if not partitioned:
+        model.to(device=device, dtype=dtype)
+    assert all(parameter.dtype == dtype for parameter in model.parameters())
+    if partitioned:
+        fill_partitions(model, sources, ranks, lambda p: GatheredParameters([p], modifier_rank=0))
+    else:
+        fill_replicas(model, sources, ranks)
+    return model
+
+
+def _stage(ds_config: Mapping[str, Any]) -> int:
+    """The ZeRO stage of a configuration; 0 when it names none."""
+    stage: int = ds_config.get("zero_optimization", {}).get("stage", 0)
+    return stage
+
+
 class Engine:
     """The sharded model, its optimizer, and one step of training.
 
@@ -171,23 +220,12 @@ class Engine:
             else torch.device("cpu")
         )
         ds_config = sharding_config(recipe, ranks.world)
-        self.stage: int = ds_config.get("zero_optimization", {}).get("stage", 0)
+        self.stage = _stage(ds_config)
         if self.stage not in (1, 2, 3):
             raise RecipeError(
                 f"sharding {recipe.sharding!r} has ZeRO stage {self.stage}; use 1, 2 or 3"
             )
-        dtype = DTYPES[recipe.model.precision]
-        with self._construction(ds_config):
-            model = InstructBlip(
-                config,
-                recipe.model.instruction_aware,
-                recipe.model.lora,
-                recipe.model.gradient_checkpointing,
-            )
-        if self.stage != 3:
-            model.to(device=self.device, dtype=dtype)
-        assert all(parameter.dtype == dtype for parameter in model.parameters())
-        self._fill(model, sources)
+        model = load_model(recipe, ranks, ds_config, config, sources, self.device)
         set_trainable(model, recipe.model.train_parts.model_dump())
         model.train()
         self.model = model
@@ -233,25 +271,6 @@ class Engine:
             self.engine.step()
             losses.append(token_losses_A.detach())
         return losses, float(self.engine.get_global_grad_norm())
-
-    def _construction(self, ds_config: dict[str, Any]) -> Any:
-        """Under ZeRO-3 every module is partitioned as it is built; nothing is initialised."""
-        stack = contextlib.ExitStack()
-        stack.enter_context(_no_weight_initialization())
-        if self.stage == 3:
-            # The dtype comes from the configuration: DeepSpeed 0.19 ignores one passed to Init on
-            # accelerators without fp16 (a CPU) and silently builds in bf16.
-            stack.enter_context(deepspeed.zero.Init(config_dict_or_path=ds_config))
-        return stack
-
-    def _fill(self, model: InstructBlip, sources: Mapping[str, TensorSource]) -> None:
-        """Values tensor by tensor into their partitions, or into every rank's copy."""
-        if self.stage != 3:
-            fill_replicas(model, sources, self.ranks)
-            return
-        fill_partitions(
-            model, sources, self.ranks, lambda p: GatheredParameters([p], modifier_rank=0)
-        )
 
     def _create_moments(self) -> None:
         """Adam's state exists from the start, so that a checkpoint can be put into it.
