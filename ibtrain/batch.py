@@ -1,7 +1,8 @@
 """The packed micro-batch: what collating makes and the model takes. No padding anywhere.
 
 Shapes: B samples, I images, Q query tokens, L packed instruction tokens of the Q-Former,
-T packed tokens of the language model, V visual rows among them (Q per real image), A answer tokens.
+T packed tokens of the language model, V visual rows among them (Q per real image), P prompt rows
+among them (all that come before an answer), A answer tokens.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -14,6 +15,9 @@ from torch import Tensor
 @dataclass(frozen=True)
 class Batch:
     """One micro-batch. Row b of the language model is [visual][instruction][answer, end token].
+
+    A decoder-only model reads the row as it is. An encoder-decoder model reads the prompt, which is
+    [visual][instruction], in its encoder and the answer in its decoder.
 
     A batch without any image carries one dummy image (so that every rank runs every sharded module)
     and no visual rows; the model multiplies what comes of it by zero.
@@ -41,6 +45,14 @@ class Batch:
     """The answer tokens and end tokens to be predicted."""
     answer_sample_A: Tensor
     """For each answer token the sample b it belongs to."""
+    cu_answers_B1: Tensor
+    """int32 [B+1], where each sample's answer begins in `answer_ids_A`."""
+    max_answer: int
+    prompt_rows_P: Tensor
+    """Rows of the language model that come before an answer, visual rows included."""
+    cu_prompts_B1: Tensor
+    """int32 [B+1], where each sample's prompt begins in `prompt_rows_P`."""
+    max_prompt: int
     datasets: tuple[str, ...]
     """Dataset name of each sample."""
     sample_ids: tuple[str, ...]

@@ -414,17 +414,25 @@ def _evaluate(parsed: argparse.Namespace) -> int:
 def _add_export(verbs: Any) -> None:
     verb = _verb(verbs, "export", _export, "write a run in a format that other programs load")
     verb.add_argument("model", type=Path, metavar="RUN_OR_STEP")
-    verb.add_argument("--to", choices=["hf"], required=True)
+    verb.add_argument("--to", choices=["hf", "peft", "lavis"], required=True)
     verb.add_argument("--out", type=Path, required=True, metavar="DIR")
+    verb.add_argument(
+        "--keep-adapter", action="store_true", help="hf: adapters beside the weights, not merged"
+    )
+    verb.add_argument(
+        "--whole", action="store_true", help="lavis: every weight, not only what was trained"
+    )
 
 
 def _export(parsed: argparse.Namespace) -> int:
-    from ibtrain.export.huggingface import export_huggingface
+    from ibtrain.export import export
 
-    report = export_huggingface(parsed.model, parsed.out)
-    error = report.proof["max_abs_logit_error"]
-    return _say(
-        parsed,
-        {"directory": str(report.directory), "proof": report.proof},
-        f"{report.directory}: opened with transformers, largest logit difference {error:.1e}",
+    report = export(
+        parsed.model,
+        parsed.out,
+        parsed.to,
+        keep_adapter=parsed.keep_adapter,
+        whole=parsed.whole,
     )
+    document = {"directory": str(report.directory), "proof": report.proof}
+    return _say(parsed, document, report.sentence())

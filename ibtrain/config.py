@@ -33,12 +33,34 @@ class TrainParts(Section):
     vision: Literal["frozen", "full"] = "frozen"
     qformer: Literal["frozen", "full"] = "full"
     projection: Literal["frozen", "full"] = "full"
-    language: Literal["frozen", "full"] = "frozen"
+    language: Literal["frozen", "lora", "full"] = "frozen"
+    """`lora`: its own weights are frozen, adapters beside them are trained (`model.lora`)."""
 
     @model_validator(mode="after")
     def _something_is_trained(self) -> "TrainParts":
-        if "full" not in self.model_dump().values():
-            raise ValueError("every part is frozen: set at least one of them to full")
+        if set(self.model_dump().values()) == {"frozen"}:
+            raise ValueError(
+                "every part is frozen: set at least one of them to full (or language to lora)"
+            )
+        return self
+
+
+class LoraSection(Section):
+    """Low-rank adapters of the language model: W x + alpha / rank * B A dropout(x)."""
+
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32, gt=0)
+    dropout: float = Field(default=0.05, ge=0, lt=1)
+    targets: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Names of the linear layers that get one, such as q_proj; default: the query and value
+    projections of every attention (q_proj and v_proj of a Llama, q and v of a T5)."""
+
+    @model_validator(mode="after")
+    def _targets_named_once(self) -> "LoraSection":
+        targets = self.targets or ()
+        twice = sorted({name for name in targets if targets.count(name) > 1})
+        if twice:
+            raise ValueError(f"targets names {twice[0]!r} twice")
         return self
 
 
@@ -54,20 +76,91 @@ class RandomBase(Section):
     num_query_tokens: int = Field(default=32, ge=1)
 
 
+class Parts(Section):
+    """A base put together from the files that its parts were released in.
+
+    Where several hold a part, `instructblip` wins over `stage2`, and that over `stage1`, `vision`
+    and `bert`: what was trained later wins.
+    """
+
+    bert: Path
+    """bert-base-uncased: the Q-Former's tokenizer, and where no file below has them, its weights."""
+    language: Path | None = None
+    """The language model: a Llama's or T5's directory; default: the one in `stage2`."""
+    vision: Path | None = None
+    """EVA-ViT-g as released (eva_vit_g.pth); default: the tower in one of the files below."""
+    stage1: Path | None = None
+    """BLIP-2 stage 1 from LAVIS: the one file that has the Q-Former's text feed-forward trained."""
+    stage2: Path | None = None
+    """BLIP-2 stage 2: a file from LAVIS, or a directory in transformers' BLIP-2 format."""
+    instructblip: Path | None = None
+    """A released InstructBLIP from LAVIS (instruct_blip_*_trimmed.pth)."""
+    random: tuple[Literal["qformer", "projection"], ...] = ()
+    """Parts that may begin at random where no file has them; anything else missing is refused."""
+    vision_config: dict[str, Any] = {}
+    """What differs from EVA-ViT-g (transformers' names)."""
+    qformer_config: dict[str, Any] = {}
+    """What differs from the released Q-Former."""
+    num_query_tokens: int = Field(default=32, ge=1)
+
+    @model_validator(mode="after")
+    def _a_language_model(self) -> "Parts":
+        if self.language is None and self.stage2 is None:
+            raise ValueError(
+                "no language model is given: name its directory in language (or a directory in "
+                "transformers' BLIP-2 format in stage2)"
+            )
+        return self
+
+
 class ModelSection(Section):
-    """The model that training starts from; exactly one of `base` and `random_base`."""
+    """The model that training starts from; exactly one of `base`, `parts` and `random_base`."""
 
     base: Path | None = None
-    """A directory in transformers' InstructBLIP format."""
+    """A directory in transformers' InstructBLIP or BLIP-2 format, or the name of such a model on
+    the hub (owner/name), which is looked up in the local cache."""
+    parts: Parts | None = None
     random_base: RandomBase | None = None
+    allow_download: bool = False
+    """Whether a hub name that is not in the local cache may be downloaded."""
+    language_release: Literal["vicuna-v1.1", "other"] | None = None
+    """What the language model must be; `other` for a Llama that is no Vicuna. Default: vicuna-v1.1
+    for a Llama among `parts`, which the released weights were trained on, else unchecked."""
     instruction_aware: bool = True
     train_parts: TrainParts = TrainParts()
+    lora: LoraSection | None = None
+    """Filled with its defaults where `train_parts.language` is lora."""
     precision: Literal["bf16", "fp32"] = "bf16"
+    gradient_checkpointing: bool = False
+    """Keep only each layer's input of the language model (and of a trained vision tower) and
+    compute the rest again in the backward: less memory, about a third more time."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_lora(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("lora") is not None:
+            return values
+        parts = values.get("train_parts")
+        language = parts.get("language") if isinstance(parts, dict) else None
+        if isinstance(parts, TrainParts):
+            language = parts.language
+        return values | {"lora": LoraSection()} if language == "lora" else values
+
+    @model_validator(mode="after")
+    def _lora_where_it_is_trained(self) -> "ModelSection":
+        if self.lora is not None and self.train_parts.language != "lora":
+            raise ValueError(
+                f"model.lora is given, but train_parts.language is {self.train_parts.language}, "
+                "so no adapter would be trained: set train_parts.language=lora, or take model.lora "
+                "out (model.lora=null)"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_base(self) -> "ModelSection":
-        if (self.base is None) == (self.random_base is None):
-            raise ValueError("give exactly one of base and random_base")
+        given = [self.base, self.parts, self.random_base]
+        if sum(one is not None for one in given) != 1:
+            raise ValueError("give exactly one of base, parts and random_base")
         return self
 
 

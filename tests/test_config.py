@@ -202,7 +202,7 @@ def test_a_dumped_random_base_loads_equal(write):
         ("name: small", "name: small\nmodell: {}", "unknown key 'modell'; did you mean 'model'?"),
         ("name: small", "name: small\nseed: -1", "seed: Input should be greater than or equal"),
         ("training:\n", "training: 3\nx:\n", "training: Input should be a valid dictionary"),
-        ("  base: bases/vicuna", "  precision: fp32", "give exactly one of base and random_base"),
+        ("  base: bases/vicuna", "  precision: fp32", "give exactly one of base, parts and random_base"),
         (
             "  base: bases/vicuna",
             "  base: b\n  precision: fp16",
@@ -211,7 +211,7 @@ def test_a_dumped_random_base_loads_equal(write):
         (
             "  base: bases/vicuna",
             "  base: b\n  random_base: {processor: p, vision: {}, qformer: {}, language: {}}",
-            "model: give exactly one of base and random_base",
+            "model: give exactly one of base, parts and random_base",
         ),
         (
             "  base: bases/vicuna",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     InstructBlipConfig,
     InstructBlipForConditionalGeneration,
@@ -17,6 +18,7 @@ from transformers import (
     InstructBlipQFormerConfig,
     InstructBlipVisionConfig,
     LlamaConfig,
+    T5Config,
 )
 
 from ibtrain.data.tokenization import InstructionTokens
@@ -49,9 +51,11 @@ Write a description of the image. There is a yellow square at the top right.
 
 def tiny_architecture(
     *,
+    language: str = "llama",
     language_vocabulary: int = 96,
     qformer_vocabulary: int = 64,
     image_size: int = IMAGE_SIZE,
+    patch_size: int = 8,
     vision_width: int = 24,
     vision_heads: int = 2,
     vision_layers: int = 2,
@@ -62,9 +66,45 @@ def tiny_architecture(
     language_heads: int = 4,
     language_key_heads: int = 4,
     language_layers: int = 2,
+    decoder_layers: int | None = None,
     dropout: float = 0.0,
 ) -> dict[str, dict[str, Any]]:
-    """The sections `vision`, `qformer` and `language` of a recipe's `model.random_base`."""
+    """The sections `vision`, `qformer` and `language` of a recipe's `model.random_base`.
+
+    `language` is llama or t5; `language_key_heads` is a Llama's alone, `decoder_layers` a T5's.
+    """
+    llama = {
+        "vocab_size": language_vocabulary,
+        "hidden_size": language_width,
+        "intermediate_size": 2 * language_width + 5,
+        "num_hidden_layers": language_layers,
+        "num_attention_heads": language_heads,
+        "num_key_value_heads": language_key_heads,
+        "max_position_embeddings": 512,
+        "bos_token_id": 2,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+    # As Flan-T5: gated exact GELU, two embeddings, heads that are not a share of the width.
+    t5 = {
+        "model_type": "t5",
+        "vocab_size": language_vocabulary,
+        "d_model": language_width,
+        "d_kv": 7,
+        "d_ff": 2 * language_width + 5,
+        "num_layers": language_layers,
+        "num_decoder_layers": decoder_layers or language_layers,
+        "num_heads": language_heads,
+        "relative_attention_num_buckets": 8,
+        "relative_attention_max_distance": 9,
+        "feed_forward_proj": "gated-gelu",
+        "dense_act_fn": "gelu",
+        "tie_word_embeddings": False,
+        "dropout_rate": dropout,
+        "decoder_start_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+    }
     return {
         "vision": {
             "hidden_size": vision_width,
@@ -72,7 +112,7 @@ def tiny_architecture(
             "num_hidden_layers": vision_layers,
             "num_attention_heads": vision_heads,
             "image_size": image_size,
-            "patch_size": 8,
+            "patch_size": patch_size,
         },
         "qformer": {
             "vocab_size": qformer_vocabulary,
@@ -85,28 +125,18 @@ def tiny_architecture(
             "hidden_dropout_prob": dropout,
             "attention_probs_dropout_prob": dropout,
         },
-        "language": {
-            "vocab_size": language_vocabulary,
-            "hidden_size": language_width,
-            "intermediate_size": 2 * language_width + 5,
-            "num_hidden_layers": language_layers,
-            "num_attention_heads": language_heads,
-            "num_key_value_heads": language_key_heads,
-            "max_position_embeddings": 256,
-            "bos_token_id": 2,
-            "eos_token_id": 2,
-            "pad_token_id": 0,
-        },
+        "language": {"llama": llama, "t5": t5}[language],
     }
 
 
 def tiny_config(*, query_tokens: int = QUERY_TOKENS, **sizes: Any) -> InstructBlipConfig:
     """The configuration of `tiny_architecture(**sizes)`; the last token id is the image token."""
     sections = tiny_architecture(**sizes)
+    kind = T5Config if sections["language"].pop("model_type", "llama") == "t5" else LlamaConfig
     return InstructBlipConfig(
         vision_config=InstructBlipVisionConfig(**sections["vision"]).to_dict(),
         qformer_config=InstructBlipQFormerConfig(**sections["qformer"]).to_dict(),
-        text_config=LlamaConfig(**sections["language"]).to_dict(),
+        text_config=kind(**sections["language"]).to_dict(),
         num_query_tokens=query_tokens,
         image_token_index=sections["language"]["vocab_size"] - 1,
     )
@@ -140,6 +170,10 @@ def transformers_twin(model: InstructBlip) -> InstructBlipForConditionalGenerati
     twin = InstructBlipForConditionalGeneration(
         InstructBlipConfig.from_dict(model.config.to_dict())
     )
+    language = twin.language_model
+    if hasattr(language, "shared") and language.lm_head.weight is language.shared.weight:
+        # transformers 5 makes one tensor of the two until weights that differ are loaded.
+        language.lm_head = nn.Linear(*language.lm_head.weight.shape[::-1], bias=False)
     twin.load_state_dict(model.state_dict(), strict=True)
     return twin.to(next(model.parameters()).dtype).eval()
 

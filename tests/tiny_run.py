@@ -8,9 +8,11 @@ import torch
 from safetensors.torch import save_file
 
 from ibtrain.config import Recipe
-from ibtrain.model.base import base_config, base_sources
+from ibtrain.data.tokenization import InstructionTokenizer
+from ibtrain.model.base import base_config, base_directory, base_sources, record_base
 from ibtrain.model.instructblip import part_of
-from ibtrain.model.weights import parameter_shapes
+from ibtrain.model.lora import is_adapter
+from ibtrain.model.weights import choose_sources, parameter_shapes
 from ibtrain.run_directory import OPTIMIZER, STATE, TRAINABLE, publish_step
 from tests.tiny import IMAGE_SIZE
 
@@ -32,22 +34,34 @@ def tiny_recipe(output: Path, **model: Any) -> Recipe:
     )
 
 
+def tokenizer_of(recipe: Recipe) -> InstructionTokenizer:
+    """The base's tokenizers."""
+    return InstructionTokenizer.from_directory(base_directory(recipe.model))
+
+
 def write_tiny_run(run: Path, step: int = 3, **model: Any) -> dict[str, torch.Tensor]:
     """Writes RUN with a checkpoint of `step`, in which every Q-Former and projection weight is the
-    base's times 1.5 plus step / 100; returns those weights."""
+    base's times 1.5 plus step / 100, and adapters, if there are any, are random; returns them."""
     recipe = tiny_recipe(run, **model)
-    config = base_config(recipe.model)
-    source = base_sources(recipe.model, config, recipe.seed)[-1]
+    section = recipe.model
+    config = base_config(section)
+    sources = base_sources(section.model_copy(update={"lora": None}), config, recipe.seed)
+    chosen = choose_sources(config, section.instruction_aware, sources)
     trained = {
         name: 1.5 * source.get(name).float() + step / 100
-        for name in parameter_shapes(config, recipe.model.instruction_aware)
+        for name, source in chosen.items()
         if part_of(name) in ("qformer", "projection")
     }
+    generator = torch.Generator().manual_seed(step)
+    for name, shape in parameter_shapes(config, section.instruction_aware, section.lora).items():
+        if is_adapter(name):
+            trained[name] = 0.3 * torch.randn(shape, generator=generator)
+    base = record_base(section, config, tokenizer_of(recipe), recipe.seed)
 
     def write_files(directory: Path) -> None:
         save_file(trained, directory / TRAINABLE)
         save_file({"none": torch.zeros(1)}, directory / OPTIMIZER)
-        state = {"step": step, "recipe": recipe.model_dump(mode="json")}
+        state = {"step": step, "recipe": recipe.model_dump(mode="json"), "base": base}
         (directory / STATE).write_text(json.dumps(state))
 
     publish_step(run, step, write_files)

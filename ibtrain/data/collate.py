@@ -49,6 +49,9 @@ def collate(
     text_ids: list[int] = []
     text_lengths: list[int] = []
     lengths: list[int] = []
+    answer_lengths: list[int] = []
+    prompt_lengths: list[int] = []
+    prompt_rows: list[int] = []
     visual_rows: list[int] = []
     answer_rows: list[int] = []
     answer_ids: list[int] = []
@@ -71,6 +74,9 @@ def collate(
         answer_rows += range(answer_begin - 1, answer_begin - 1 + len(answer))
         answer_ids += answer
         answer_sample += [index] * len(answer)
+        answer_lengths.append(len(answer))
+        prompt_rows += range(begin, answer_begin)
+        prompt_lengths.append(answer_begin - begin)
         lengths.append(len(token_ids) - begin)
         for _ in range(images):
             text_ids += instruction.qformer
@@ -93,6 +99,11 @@ def collate(
         answer_rows_A=torch.tensor(answer_rows, dtype=torch.long),
         answer_ids_A=torch.tensor(answer_ids, dtype=torch.long),
         answer_sample_A=torch.tensor(answer_sample, dtype=torch.long),
+        cu_answers_B1=_cumulative(answer_lengths),
+        max_answer=max(answer_lengths),
+        prompt_rows_P=torch.tensor(prompt_rows, dtype=torch.long),
+        cu_prompts_B1=_cumulative(prompt_lengths),
+        max_prompt=max(prompt_lengths),
         datasets=tuple(sample.dataset for sample in samples),
         sample_ids=tuple(sample.id for sample in samples),
     )

@@ -2,7 +2,8 @@
 
 Visual tokens are computed packed by our model; the language model's own `generate` goes on from
 there, over rows padded on the left: [padding][visual tokens][instruction], so that padding never
-stands between what belongs together. A row's answer does not depend on the rows beside it.
+stands between what belongs together (in the encoder of a T5, where positions are relative, either
+side would do). A row's answer does not depend on the rows beside it.
 
 Shapes: I images, Q query tokens, B prompts, L padded row length, D language-model width.
 """
@@ -24,6 +25,7 @@ from transformers import (
 from ibtrain.data.images import open_pixels, to_rgb
 from ibtrain.data.tokenization import InstructionTokens
 from ibtrain.model.opening import OpenedModel
+from ibtrain.model.t5 import start_token
 
 Picture = bytes | Image.Image
 _EXIF_ORIENTATION = 0x0112
@@ -67,7 +69,8 @@ class DecodingSettings:
 
 
 ASKING = DecodingSettings(beams=5, max_new_tokens=256, repetition_penalty=1.5)
-"""Defaults of the released model's `generate` (LAVIS `blip2_vicuna_instruct.py`)."""
+"""Defaults of the released models' `generate` (LAVIS `blip2_vicuna_instruct.py`,
+`blip2_t5_instruct.py`), the same for both families."""
 
 
 @torch.inference_mode()
@@ -143,7 +146,7 @@ def _padded_rows(
 ) -> tuple[Tensor, Tensor]:
     """The language model's input [B, L, D], padded on the left, and its mask [B, L]."""
     device = opened.device
-    embed = opened.model.language_model.model.embed_tokens
+    embed = opened.model.language_model.get_input_embeddings()
     visual = _visual_rows(opened, images, tokens)
     rows = []
     for own, instruction in zip(visual, tokens, strict=True):
@@ -208,6 +211,9 @@ def _generation_config(opened: OpenedModel, settings: DecodingSettings) -> Gener
         "eos_token_id": end,
         "pad_token_id": end if language.pad_token_id is None else language.pad_token_id,
     }
+    config = opened.model.config.text_config
+    if config.is_encoder_decoder:
+        chosen["decoder_start_token_id"] = start_token(config)
     if settings.beams > 1:
         chosen["length_penalty"] = settings.length_penalty
     if settings.sample:

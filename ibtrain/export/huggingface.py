@@ -7,17 +7,14 @@ tokenizer is written beside it all the same, so that ibtrain opens the export as
 The directory appears whole and proven, or not at all.
 """
 
+import copy
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 from transformers import (
     AutoTokenizer,
@@ -30,27 +27,23 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ibtrain import __version__
-from ibtrain.config import dump_recipe
-from ibtrain.export.proof import prove
-from ibtrain.export.weight_shards import SHARD_BYTES, WrittenWeights, write_weights
-from ibtrain.model.opening import RECIPE_FILE, FoundModel, find_model, to_blip2_name
-from ibtrain.model.weights import check_vocabularies
-from ibtrain.run_directory import sync_directory
+from ibtrain.export.directory import ExportReport, write_report, written_whole
+from ibtrain.export.peft import adapters_of, write_adapters
+from ibtrain.export.proof import prove_huggingface
+from ibtrain.export.weight_shards import SHARD_BYTES, write_weights
+from ibtrain.model.adapters import ADAPTER_DIRECTORY
+from ibtrain.model.opening import FoundModel, find_model
+from ibtrain.model.sources import GrownSource, to_blip2_name
+from ibtrain.model.t5 import start_token, ties_embeddings
+from ibtrain.model.weights import TensorSource
 
-REPORT_FILE = "export_report.json"
 _IMAGE_TOKEN = "<image>"
 _QFORMER_TOKENIZER = "qformer_tokenizer"
+_EMBEDDINGS = tuple(
+    f"language_model.{name}.weight" for name in ("model.embed_tokens", "shared", "lm_head")
+)
 # What a base's configuration may carry that is not the architecture's.
 _NOT_EXPORTED = ("instruction_aware", "architectures", "dtype", "torch_dtype", "_name_or_path")
-
-
-@dataclass(frozen=True)
-class ExportReport:
-    """Where an export lies and what was proven of it (see `ibtrain.export.proof.prove`)."""
-
-    directory: Path
-    proof: dict[str, Any]
 
 
 def export_huggingface(
@@ -59,56 +52,80 @@ def export_huggingface(
     *,
     shard_bytes: int = SHARD_BYTES,
     dtype: torch.dtype | None = None,
+    keep_adapter: bool = False,
 ) -> ExportReport:
     """Writes a model in transformers' format, and proves it by opening it with transformers.
 
     Args:
         model_path: see `ibtrain.model.opening.find_model`.
-        out: the directory to make; it must not exist, or be empty.
-        shard_bytes: the size above which weights are split into several files, and the memory
-            that writing takes. The proof takes one fp32 copy of the model.
+        out: the directory to make; it must not exist.
+        shard_bytes: the size above which weights are split into several files; writing and proof
+            take this much memory and at most 1 GiB beside it.
         dtype: of every weight written; default: each as it is stored (the trained ones fp32).
+        keep_adapter: leave adapters out of the weights they belong to, and write them in peft's
+            format to `adapter/`; default: merged.
 
     Raises:
-        ValueError: when the model cannot be opened, its embeddings have no row for the image
-            token, or `out` is in use.
+        ValueError: when the model cannot be opened, has no adapter to keep, or `out` is there.
         ExportError: when transformers makes something else of the export.
         OSError: when the file system cannot take it.
     """
-    _check_out(out)
-    found = find_model(model_path)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.writing-", dir=out.parent))
-    try:
-        tokenizer = _write_processor(found, temporary)
-        written = write_weights(_weights(found, dtype), temporary, shard_bytes)
-        _write_configs(found, tokenizer, temporary, written.dtype)
-        if found.recipe is not None:
-            (temporary / RECIPE_FILE).write_text(dump_recipe(found.recipe), encoding="utf-8")
-        proof = prove(found, temporary, rounded=dtype not in (None, torch.float32))
-        report = _report(found, written, proof)
-        (temporary / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        _publish(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with written_whole(out) as directory:
+        found = find_model(model_path)
+        tokenizer = _write_processor(found, directory)
+        found = with_rows(found, len(tokenizer))
+        written_model = found
+        if keep_adapter:
+            adapters = adapters_of(found, model_path)
+            write_adapters(found, adapters, directory / ADAPTER_DIRECTORY)
+            written_model = replace(found, sources=adapters.without)
+        written = write_weights(_weights(written_model, dtype), directory, shard_bytes)
+        _write_configs(found, tokenizer, directory, written.dtype)
+        kept_rounded = keep_adapter and _is_half(written.dtype)
+        proof = prove_huggingface(
+            found,
+            directory,
+            rounded=dtype not in (None, torch.float32) or kept_rounded,
+            memory=shard_bytes + 2**30,
+        )
+        counts = {key: getattr(written, key) for key in ("parameters", "bytes", "shards")}
+        kind = "instructblip" if found.instruction_aware else "blip-2"
+        write_report(found, directory, kind, counts, proof)
     return ExportReport(out, proof)
 
 
-def _check_out(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; an export is a directory: give another name")
-    if out.is_dir() and any(out.iterdir()):
-        raise ValueError(
-            f"{out} is not empty, and an export replaces nothing; give another directory or "
-            "remove it"
-        )
+def with_rows(found: FoundModel, tokens: int) -> FoundModel:
+    """The model with an embedding for each of `tokens` tokens: transformers' processor adds one for
+    the image, which not every base has a row for.
+    """
+    if tokens <= found.config.text_config.vocab_size:
+        return found
+    config = copy.deepcopy(found.config)
+    config.text_config.vocab_size = tokens
+    rows = dict.fromkeys(_EMBEDDINGS, tokens)
+
+    def grown(sources: Mapping[str, TensorSource]) -> dict[str, TensorSource]:
+        return {
+            name: GrownSource(source, {name: rows[name]}) if name in rows else source
+            for name, source in sources.items()
+        }
+
+    adapters = found.adapters
+    if adapters is not None:
+        adapters = replace(adapters, without=grown(adapters.without))
+    return replace(found, config=config, sources=grown(found.sources), adapters=adapters)
+
+
+def _is_half(dtype: torch.dtype) -> bool:
+    return dtype in (torch.float16, torch.bfloat16)
 
 
 def _write_processor(found: FoundModel, directory: Path) -> PreTrainedTokenizerBase:
-    """The processor with both tokenizers; returns the language model's, with its image token.
+    """The processor with both tokenizers; returns the language model's, to which it
+    adds the image token where that is lacking.
 
     Raises:
-        ValueError: when the base has no image processor or no row for the image token.
+        ValueError: when the base has no image processor, or the Q-Former no row for a token.
     """
     source = found.processor_directory
     try:
@@ -134,10 +151,6 @@ def _write_processor(found: FoundModel, directory: Path) -> PreTrainedTokenizerB
             directory
         )
         qformer.save_pretrained(directory / _QFORMER_TOKENIZER)
-    # Building a processor adds the image token where the base's tokenizer lacks it.
-    check_vocabularies(
-        found.config, len(tokenizer), len(qformer), f"{source} with {_IMAGE_TOKEN} added"
-    )
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     return tokenizer
 
@@ -163,6 +176,9 @@ def _write_configs(
         "eos_token_id": end,
         "pad_token_id": end if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
     }
+    text = found.config.text_config
+    if text.model_type == "t5":
+        ids["decoder_start_token_id"] = start_token(text)
     aware = found.instruction_aware
     kind = InstructBlipConfig if aware else Blip2Config
     config = kind(
@@ -177,7 +193,20 @@ def _write_configs(
     for part in (config, config.vision_config, config.qformer_config, config.text_config):
         part.dtype = dtype
     config.save_pretrained(directory)
+    if text.model_type == "t5":
+        _say_what_is_tied(directory, tied=ties_embeddings(text))
     GenerationConfig(**ids).save_pretrained(directory)
+
+
+def _say_what_is_tied(directory: Path, *, tied: bool) -> None:
+    """Whether a T5's embeddings are one tensor, in the words of all releases of transformers: the
+    fifth calls every T5 tied, which the fourth takes at its word and overwrites one with the other.
+    """
+    file = directory / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config["text_config"]["tie_word_embeddings"] = tied
+    config["tie_word_embeddings"] = tied
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _section(found: FoundModel, name: str, *, keep_type: bool) -> dict[str, Any]:
@@ -189,34 +218,3 @@ def _section(found: FoundModel, name: str, *, keep_type: bool) -> dict[str, Any]
         for key, value in values.items()
         if key not in left_out and "attn_implementation" not in key
     }
-
-
-def _report(found: FoundModel, written: WrittenWeights, proof: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "format": "instructblip" if found.instruction_aware else "blip-2",
-        "run": found.recipe.name if found.recipe is not None else None,
-        "step": found.step,
-        "parameters": written.parameters,
-        "bytes": written.bytes,
-        "shards": written.shards,
-        "ibtrain": __version__,
-        "transformers": transformers.__version__,
-        "torch": torch.__version__,
-        "proof": proof,
-    }
-
-
-def _publish(temporary: Path, out: Path) -> None:
-    """Makes every file durable, then renames the directory into its place."""
-    for path in temporary.rglob("*"):
-        if path.is_dir():
-            sync_directory(path)
-        else:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    temporary.chmod(0o755)
-    sync_directory(temporary)
-    if out.is_dir():
-        out.rmdir()  # it is empty
-    temporary.rename(out)
-    sync_directory(out.parent)

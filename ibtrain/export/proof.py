@@ -1,14 +1,18 @@
-"""The proof of an export: transformers' own classes open it and predict what our model predicts.
+"""The proof of an export: opened again by what it was written for, it predicts what our model
+predicts.
 
 A fixed batch (a drawn picture, a few instructions and answers) goes through both. Tokens must be
-equal, and the logits of the answer positions equal up to rounding. Both models run in fp32 on the
-CPU, one after the other, so that one copy is in memory at a time.
+equal, and the logits of the answer positions equal up to rounding. Both run in fp32 on the CPU, one
+after the other, and weights are read while a model runs, so that none is ever in memory whole
+(transformers' own way of opening a directory is used where the model fits into what writing took).
 
 Shapes: A answer tokens, V vocabulary.
 """
 
 import io
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -23,10 +27,16 @@ from transformers import (
     InstructBlipProcessor,
 )
 
+from ibtrain.batch import Batch
 from ibtrain.data.collate import Sample, collate
 from ibtrain.data.images import open_pixels
 from ibtrain.data.tokenization import InstructionTokenizer
-from ibtrain.model.opening import FoundModel, build
+from ibtrain.model.adapters import ADAPTER_DIRECTORY
+from ibtrain.model.lavis import LavisSource
+from ibtrain.model.lora import adapter_names
+from ibtrain.model.on_demand import open_on_demand, read_on_demand
+from ibtrain.model.opening import TRIMMED, FoundModel
+from ibtrain.model.weights import SafetensorsSource, TensorSource
 
 TOLERANCE = 1e-4
 """Largest difference of a logit, relative to the largest logit, with weights kept as they are."""
@@ -54,14 +64,17 @@ class _Theirs:
     pixel_error: float
 
 
-def prove(found: FoundModel, directory: Path, *, rounded: bool) -> dict[str, Any]:
-    """Compares the export in `directory` with the model it was made of.
+def prove_huggingface(
+    found: FoundModel, directory: Path, *, rounded: bool, memory: int
+) -> dict[str, Any]:
+    """Compares an export in transformers' format with the model it was made of.
 
     Args:
         found: the model.
         directory: a whole export, in InstructBLIP format, or BLIP-2 format where the Q-Former
-            reads no instruction.
+            reads no instruction; adapters kept apart lie in `adapter/`.
         rounded: whether weights were rounded to another dtype.
+        memory: bytes up to which the whole model may be in memory.
 
     Returns:
         The figures: largest difference of a logit, the largest logit, answer tokens compared,
@@ -72,23 +85,78 @@ def prove(found: FoundModel, directory: Path, *, rounded: bool) -> dict[str, Any
     """
     image = _drawn_picture()
     ours_AV = _our_logits(found, image)
-    theirs = _their_logits(found, directory, image)
-    error = (ours_AV - theirs.logits).abs().max().item()
+    theirs = _their_logits(found, directory, image, memory)
+    proof = _compared(ours_AV, theirs.logits, rounded=rounded)
+    return proof | {"max_abs_pixel_error": theirs.pixel_error, "tokens_equal": True}
+
+
+@torch.inference_mode()
+def prove_peft(found: FoundModel, directory: Path) -> dict[str, Any]:
+    """Compares adapters, opened by peft on the base, with the model that has them merged.
+
+    Raises:
+        ExportError: when logits differ.
+    """
+    assert found.adapters is not None
+    image = _drawn_picture()
+    ours_AV = _our_logits(found, image)
+    base = replace(found, sources=found.adapters.without, adapters=None)
+    opened = open_on_demand(base)
+    _put_adapters(opened.model, directory)
+    theirs_AV = opened.model.logits(_batch(base, image))
+    return _compared(ours_AV, theirs_AV, rounded=_has_half_precision(found))
+
+
+def prove_lavis(found: FoundModel, directory: Path) -> dict[str, Any]:
+    """Compares a trimmed state dict, read anew over the base, with the model.
+
+    Raises:
+        ExportError: when logits differ, or a tensor is not what was written.
+    """
+    encoder_decoder = found.config.text_config.model_type == "t5"
+    source = LavisSource(directory / TRIMMED, encoder_decoder=encoder_decoder)
+    read: Mapping[str, TensorSource] = dict.fromkeys(source.shapes(), source)
+    image = _drawn_picture()
+    ours_AV = _our_logits(found, image)
+    theirs_AV = _our_logits(replace(found, sources={**found.sources, **read}), image)
+    return _compared(ours_AV, theirs_AV, rounded=False) | {"tensors": len(read)}
+
+
+def _compared(ours_AV: Tensor, theirs_AV: Tensor, *, rounded: bool) -> dict[str, Any]:
+    """The figures of a comparison.
+
+    Raises:
+        ExportError: when the logits differ by more than rounding.
+    """
+    error = (ours_AV - theirs_AV).abs().max().item()
     largest = ours_AV.abs().max().item()
-    proof = {
-        "max_abs_logit_error": error,
-        "max_abs_logit": largest,
-        "answer_tokens": ours_AV.shape[0],
-        "max_abs_pixel_error": theirs.pixel_error,
-        "tokens_equal": True,
-    }
     limit = (TOLERANCE_ROUNDED if rounded else TOLERANCE) * max(1.0, largest)
     if not error <= limit:  # not-a-number fails as well
         raise ExportError(
             f"the export opens, but its logits differ from the model's by {error:.3g} (largest "
             f"logit {largest:.3g}, allowed {limit:.3g}); it was not kept"
         )
-    return proof
+    return {
+        "max_abs_logit_error": error,
+        "max_abs_logit": largest,
+        "answer_tokens": ours_AV.shape[0],
+    }
+
+
+def _has_half_precision(found: FoundModel) -> bool:
+    """Whether merging adapters rounds: the adapted weights are kept in fewer bits than fp32."""
+    assert found.adapters is not None
+    without = found.adapters.without
+    adapted = [name for name in without if adapter_names(name)[0] in found.adapters.sources]
+    return any(without[name].get(name).dtype != torch.float32 for name in adapted)
+
+
+def _put_adapters(model: Any, directory: Path) -> None:
+    """peft opens the adapters and puts them into the language model, in place."""
+    from peft import PeftModel
+
+    PeftModel.from_pretrained(model.language_model, directory, local_files_only=True)
+    model.eval()
 
 
 def _drawn_picture() -> Image.Image:
@@ -117,29 +185,50 @@ def _samples(found: FoundModel, image: Image.Image) -> list[Sample]:
     ]
 
 
-@torch.inference_mode()
-def _our_logits(found: FoundModel, image: Image.Image) -> Tensor:
-    """Logits [A, V] of the batch, packed."""
-    batch = collate(
+def _batch(found: FoundModel, image: Image.Image) -> Batch:
+    return collate(
         _samples(found, image),
         _without_limits(found),
         query_tokens=found.config.num_query_tokens,
         image_size=found.config.vision_config.image_size,
     )
-    return build(found).model.logits(batch)
 
 
 @torch.inference_mode()
-def _their_logits(found: FoundModel, directory: Path, image: Image.Image) -> _Theirs:
-    """The same from transformers' classes, one row at a time."""
-    classes = (
+def _our_logits(found: FoundModel, image: Image.Image) -> Tensor:
+    """Logits [A, V] of the batch, packed."""
+    return open_on_demand(found).model.logits(_batch(found, image))
+
+
+def _open_theirs(found: FoundModel, directory: Path, memory: int) -> tuple[Any, Any]:
+    """transformers' model and processor of the directory."""
+    model_class, processor_class = (
         (InstructBlipForConditionalGeneration, InstructBlipProcessor)
         if found.instruction_aware
         else (Blip2ForConditionalGeneration, Blip2Processor)
     )
-    model = classes[0].from_pretrained(directory, dtype=torch.float32, local_files_only=True)
-    model.eval()
-    processor = classes[1].from_pretrained(directory, local_files_only=True)
+    processor = processor_class.from_pretrained(directory, local_files_only=True)
+    numbers = sum(prod(source.shapes()[name]) for name, source in found.sources.items())
+    if 4 * numbers <= memory:
+        model = model_class.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
+    else:
+        from accelerate import init_empty_weights
+
+        config = model_class.config_class.from_pretrained(directory, local_files_only=True)
+        with init_empty_weights(include_buffers=False):
+            model = model_class(config).float()
+        written = SafetensorsSource.of_directory(directory)
+        read_on_demand(model, dict.fromkeys(written.shapes(), written))
+    if (directory / ADAPTER_DIRECTORY).is_dir():
+        _put_adapters(model, directory / ADAPTER_DIRECTORY)
+    return model.eval(), processor
+
+
+@torch.inference_mode()
+def _their_logits(found: FoundModel, directory: Path, image: Image.Image, memory: int) -> _Theirs:
+    """The same from transformers' classes, one row at a time."""
+    model, processor = _open_theirs(found, directory, memory)
+    encoder_decoder = found.config.text_config.model_type == "t5"
     logits, pixel_error = [], 0.0
     for sample in _samples(found, image):
         inputs = processor(images=image, text=sample.instruction, return_tensors="pt")
@@ -154,7 +243,10 @@ def _their_logits(found: FoundModel, directory: Path, image: Image.Image) -> _Th
         pixel_error = max(pixel_error, difference)
         inputs["pixel_values"] = sample.pixels_ICHW
         answer = torch.tensor([found.tokenizer.answer(sample.answer)])
-        inputs["input_ids"] = torch.cat([inputs["input_ids"], answer[:, :-1]], dim=1)
+        if encoder_decoder:
+            inputs["labels"] = answer
+        else:
+            inputs["input_ids"] = torch.cat([inputs["input_ids"], answer[:, :-1]], dim=1)
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         logits.append(model(**inputs).logits[0, -answer.shape[1] :])
     if not pixel_error <= PIXEL_TOLERANCE:

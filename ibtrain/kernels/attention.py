@@ -26,9 +26,10 @@ def varlen_attention(
     *,
     causal: bool = False,
     scale: float | None = None,
+    rel_bias: Tensor | None = None,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """softmax(q k^T * scale) v within each sequence; returns [T, H, K].
+    """softmax(q k^T * scale + bias) v within each sequence; returns [T, H, K].
 
     Args:
         query_THK: queries [T, H, K].
@@ -40,6 +41,9 @@ def varlen_attention(
         max_key: the longest key sequence.
         causal: bottom-right aligned causal mask.
         scale: default K ** -0.5.
+        rel_bias: [H, 2R+1], a bias of each head by distance (T5's): key j adds
+            rel_bias[h, clamp(j - i, -R, R) + R] to the score of query i, both counted from the
+            beginning of their sequence.
         dropout_p: dropout on the attention weights, drawn from torch's generator.
 
     Returns:
@@ -48,7 +52,7 @@ def varlen_attention(
     Raises:
         ValueError: when shapes, lengths and cumulative lengths do not belong together.
     """
-    _check(query_THK, key_SGK, value_SGK, cu_query, cu_key)
+    _check(query_THK, key_SGK, value_SGK, cu_query, cu_key, rel_bias)
     if query_THK.device.type == "cpu":  # elsewhere, reading the lengths would wait for the device
         _check_lengths("query", cu_query, query_THK.shape[0], max_query)
         _check_lengths("key", cu_key, key_SGK.shape[0], max_key)
@@ -61,15 +65,24 @@ def varlen_attention(
         "scale": scale,
         "enable_gqa": query_THK.shape[1] != key_SGK.shape[1],
     }
+    bias_Hqk = None if rel_bias is None else _bias_by_distance(rel_bias, max_query, max_key)
     if uniform and not (causal and max_query != max_key):
-        return _uniform(query_THK, key_SGK, value_SGK, sequences, causal, options)
+        return _uniform(query_THK, key_SGK, value_SGK, sequences, causal, bias_Hqk, options)
     return _padded(
-        query_THK, key_SGK, value_SGK, cu_query, cu_key, max_query, max_key, causal, options
+        *(query_THK, key_SGK, value_SGK, cu_query, cu_key, max_query, max_key),
+        causal,
+        bias_Hqk,
+        options,
     )
 
 
 def _check(
-    query_THK: Tensor, key_SGK: Tensor, value_SGK: Tensor, cu_query: Tensor, cu_key: Tensor
+    query_THK: Tensor,
+    key_SGK: Tensor,
+    value_SGK: Tensor,
+    cu_query: Tensor,
+    cu_key: Tensor,
+    rel_bias: Tensor | None,
 ) -> None:
     if key_SGK.shape != value_SGK.shape or query_THK.shape[-1] != key_SGK.shape[-1]:
         raise ValueError(
@@ -86,6 +99,13 @@ def _check(
             f"cu_query names {cu_query.numel() - 1} sequences and cu_key {cu_key.numel() - 1}; "
             "they must name the same ones"
         )
+    heads = query_THK.shape[1]
+    if rel_bias is not None and (rel_bias.dim() != 2 or rel_bias.shape[0] != heads):
+        raise ValueError(f"rel_bias is {tuple(rel_bias.shape)}; it must be [{heads} heads, 2R+1]")
+    if rel_bias is not None and rel_bias.shape[1] % 2 == 0:
+        raise ValueError(
+            f"rel_bias has {rel_bias.shape[1]} distances; from -R to R they are an odd number"
+        )
 
 
 def _check_lengths(name: str, cumulative: Tensor, rows: int, longest: int) -> None:
@@ -99,21 +119,38 @@ def _check_lengths(name: str, cumulative: Tensor, rows: int, longest: int) -> No
         )
 
 
+def _bias_by_distance(rel_bias: Tensor, max_query: int, max_key: int) -> Tensor:
+    """The table [H, 2R+1] laid out for every pair of places [H, q, k]."""
+    reach = rel_bias.shape[1] // 2
+    row = torch.arange(max_query, device=rel_bias.device)
+    column = torch.arange(max_key, device=rel_bias.device)
+    distance_qk = (column - row[:, None]).clamp(-reach, reach) + reach
+    return rel_bias[:, distance_qk]
+
+
 def _uniform(
     query_THK: Tensor,
     key_SGK: Tensor,
     value_SGK: Tensor,
     sequences: int,
     causal: bool,
+    bias_Hqk: Tensor | None,
     options: dict[str, Any],
 ) -> Tensor:
-    """All sequences are equally long: packing is a reshape and no mask is needed."""
+    """All sequences are equally long: packing is a reshape and no padding is needed."""
     query, key, value = (
         rows.unflatten(0, (sequences, rows.shape[0] // sequences if sequences else 0)).transpose(
             1, 2
         )
         for rows in (query_THK, key_SGK, value_SGK)
     )
+    if bias_Hqk is not None:
+        bias_Hqk = bias_Hqk.to(query.dtype)
+        if causal:
+            seen_qk = torch.ones(bias_Hqk.shape[1:], dtype=torch.bool, device=query.device).tril()
+            bias_Hqk = bias_Hqk.masked_fill(~seen_qk, torch.finfo(query.dtype).min)
+        options = options | {"attn_mask": bias_Hqk[None]}
+        causal = False
     out = functional.scaled_dot_product_attention(query, key, value, is_causal=causal, **options)
     return out.transpose(1, 2).flatten(0, 1)
 
@@ -127,6 +164,7 @@ def _padded(
     max_query: int,
     max_key: int,
     causal: bool,
+    bias_Hqk: Tensor | None,
     options: dict[str, Any],
 ) -> Tensor:
     """Sequences of different lengths: laid out in a padded block for SDPA and taken back."""
@@ -144,11 +182,16 @@ def _padded(
         row = torch.arange(max_query, device=query.device)
         last_seen_Bq = row + (key_length_B - cu_query.diff())[:, None]
         seen = seen & (column <= last_seen_Bq[:, :, None])[:, None]
+    mask = seen
+    if bias_Hqk is not None:
+        # Not minus infinity: its gradient is not a number in the rows of padding.
+        lowest = torch.finfo(query.dtype).min
+        mask = bias_Hqk.to(query.dtype)[None].masked_fill(~seen, lowest)
     out = functional.scaled_dot_product_attention(
         query.unflatten(0, (sequences, max_query)).transpose(1, 2),
         key.unflatten(0, (sequences, max_key)).transpose(1, 2),
         value.unflatten(0, (sequences, max_key)).transpose(1, 2),
-        attn_mask=seen,
+        attn_mask=mask,
         **options,
     )
     # A row that sees no key is a softmax over nothing: 0 by definition here.

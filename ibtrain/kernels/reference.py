@@ -19,11 +19,13 @@ def varlen_attention_reference(
     *,
     causal: bool = False,
     scale: float | None = None,
+    rel_bias: Tensor | None = None,
 ) -> Tensor:
-    """softmax(q k^T * scale) v within each sequence; returns [T, H, K].
+    """softmax(q k^T * scale + bias) v within each sequence; returns [T, H, K].
 
     `cu_query` and `cu_key` [B+1] are cumulative lengths from 0. Causal is bottom-right aligned: the
-    last query row sees the last key row. A row without keys gives 0.
+    last query row sees the last key row. `rel_bias` [H, 2R+1] is read at clamp(j - i, -R, R) + R
+    for query i and key j. A row without keys gives 0.
     """
     scale = query_THK.shape[-1] ** -0.5 if scale is None else scale
     groups = query_THK.shape[1] // key_SGK.shape[1]
@@ -34,6 +36,12 @@ def varlen_attention_reference(
         value_kHK = value_SGK[cu_key[i] : cu_key[i + 1]].repeat_interleave(groups, dim=1)
         queries, keys = query_qHK.shape[0], key_kHK.shape[0]
         scores_Hqk = torch.einsum("qhd,khd->hqk", query_qHK, key_kHK) * scale
+        if rel_bias is not None:
+            reach = rel_bias.shape[1] // 2
+            for row in range(queries):
+                for column in range(keys):
+                    distance = max(-reach, min(reach, column - row))
+                    scores_Hqk[:, row, column] += rel_bias[:, distance + reach]
         seen_qk = torch.ones(queries, keys, dtype=torch.bool, device=query_THK.device)
         if causal:
             seen_qk = seen_qk.tril(keys - queries)

@@ -1,24 +1,44 @@
 """The base that a recipe names: its configuration, its tokenizers' directory, its weights."""
 
+import logging
 from pathlib import Path
 
-from transformers import InstructBlipConfig, InstructBlipQFormerConfig, InstructBlipVisionConfig
+from transformers import (
+    Blip2Config,
+    InstructBlipConfig,
+    InstructBlipQFormerConfig,
+    InstructBlipVisionConfig,
+)
 from transformers.models.auto import CONFIG_MAPPING
 
 from ibtrain.config import ModelSection, RandomBase
+from ibtrain.data.tokenization import InstructionTokenizer
+from ibtrain.model.census import TEXT_PATH, census
+from ibtrain.model.fingerprint import fingerprint
+from ibtrain.model.hub import resolve_directory
+from ibtrain.model.lora import AdapterSource
+from ibtrain.model.parts import parts_config, parts_sources
+from ibtrain.model.processor import QFORMER_TOKENIZER, blip2_processor, parts_processor
+from ibtrain.model.sources import RenamedSource, from_blip2_name, source_of_directory
+from ibtrain.model.vicuna import check_vicuna, check_whole, names_of
 from ibtrain.model.weights import (
     RandomSource,
-    SafetensorsSource,
     TensorSource,
+    choose_sources,
     parameter_shapes,
     read_config,
+    read_model_type,
 )
+
+logger = logging.getLogger(__name__)
 
 
 def base_directory(section: ModelSection) -> Path:
     """The directory that holds both tokenizers and the image processor."""
     if section.base is not None:
-        return section.base
+        return processor_directory(resolve_directory(section.base, section.allow_download))
+    if section.parts is not None:
+        return parts_processor(section.model_dump_json())
     assert section.random_base is not None
     return section.random_base.processor
 
@@ -27,10 +47,13 @@ def base_config(section: ModelSection) -> InstructBlipConfig:
     """The model's configuration.
 
     Raises:
-        ValueError: when the base directory is not one, or the given architecture is not usable.
+        ValueError: when the base directory is not one, a part of it is missing, or the given
+            architecture is not usable.
     """
     if section.base is not None:
-        return read_config(section.base)
+        return directory_config(resolve_directory(section.base, section.allow_download))
+    if section.parts is not None:
+        return parts_config(section)
     assert section.random_base is not None
     return _architecture(section.random_base)
 
@@ -38,12 +61,101 @@ def base_config(section: ModelSection) -> InstructBlipConfig:
 def base_sources(
     section: ModelSection, config: InstructBlipConfig, seed: int
 ) -> list[TensorSource]:
-    """Where the base's weights come from."""
+    """Where the base's weights come from, and those of new adapters where there are any.
+
+    Raises:
+        ValueError: when weights cannot be read, or the language model is not the one it must be.
+    """
+    sources: list[TensorSource] = []
     if section.base is not None:
-        return [SafetensorsSource.of_directory(section.base)]
-    assert section.random_base is not None
+        directory = resolve_directory(section.base, section.allow_download)
+        sources.append(directory_source(directory))
+        check_whole(sources[0], f"the language model of {directory}")
+        if section.language_release == "vicuna-v1.1":
+            names = names_of(directory, config.text_config)
+            check_vicuna(config.text_config, names, str(directory), alone=False)
+    elif section.parts is not None:
+        sources.extend(parts_sources(section, config, seed))
+    else:
+        assert section.random_base is not None
+        shapes = parameter_shapes(config, section.instruction_aware)
+        sources.append(RandomSource(shapes, seed, section.random_base.initializer_range))
+    if section.lora is not None:
+        shapes = parameter_shapes(config, section.instruction_aware, section.lora)
+        sources.append(AdapterSource(shapes, seed))
+    return sources
+
+
+def record_base(
+    section: ModelSection, config: InstructBlipConfig, tokenizer: InstructionTokenizer, seed: int
+) -> dict[str, str]:
+    """The base's fingerprint; the census of what came from where is said on the way.
+
+    Raises:
+        ValueError: when a parameter is in none of the given weights, or they do not fit.
+    """
+    bare = section.model_copy(update={"lora": None})
+    sources = choose_sources(config, section.instruction_aware, base_sources(bare, config, seed))
     shapes = parameter_shapes(config, section.instruction_aware)
-    return [RandomSource(shapes, seed, section.random_base.initializer_range)]
+    rows = census(sources, shapes)
+    for row in rows:
+        logger.info(
+            "%-19s %15s parameters from %s", row.component, f"{row.parameters:,}", row.source
+        )
+    if section.parts is not None and any(
+        row.component == TEXT_PATH and str(section.parts.bert) in row.source for row in rows
+    ):
+        logger.warning(
+            "the Q-Former's text feed-forward is plain BERT's, which has never seen an image; "
+            "BLIP-2's first stage has it trained: name that checkpoint in model.parts.stage1"
+        )
+    return fingerprint(config, tokenizer, sources)
+
+
+def is_blip2(directory: Path) -> bool:
+    """Whether a directory is in BLIP-2 format, whose Q-Former reads no instruction."""
+    return read_model_type(directory) == Blip2Config.model_type
+
+
+def directory_config(directory: Path) -> InstructBlipConfig:
+    """The configuration of a directory in InstructBLIP or BLIP-2 format, as an InstructBLIP's.
+
+    Raises:
+        ValueError: when the directory or its config.json is missing, or is of another model.
+    """
+    if not is_blip2(directory):
+        return read_config(directory)
+    blip2 = Blip2Config.from_pretrained(directory, local_files_only=True)
+    sections = {
+        name: {
+            key: value
+            for key, value in getattr(blip2, name).to_dict().items()
+            if key not in ("model_type", "use_qformer_text_input")
+        }
+        for name in ("vision_config", "qformer_config")
+    }
+    return InstructBlipConfig(
+        **sections,
+        text_config=blip2.text_config.to_dict(),
+        num_query_tokens=blip2.num_query_tokens,
+        image_token_index=blip2.image_token_index,
+    )
+
+
+def processor_directory(directory: Path) -> Path:
+    """Where the tokenizers of a model directory lie: in it, or, for a BLIP-2 as it was released,
+    which has no Q-Former tokenizer and needs none, in one that was made from it.
+    """
+    needs_none = (directory / "config.json").is_file() and is_blip2(directory)
+    if needs_none and not (directory / QFORMER_TOKENIZER).is_dir():
+        return blip2_processor(directory)
+    return directory
+
+
+def directory_source(directory: Path) -> TensorSource:
+    """The weights of a directory in InstructBLIP or BLIP-2 format, under our names."""
+    source = source_of_directory(directory)
+    return RenamedSource(source, from_blip2_name) if is_blip2(directory) else source
 
 
 def _architecture(random_base: RandomBase) -> InstructBlipConfig:

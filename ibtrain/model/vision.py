@@ -11,6 +11,7 @@ from transformers import InstructBlipVisionConfig
 from transformers.activations import ACT2FN
 
 from ibtrain.kernels import varlen_attention
+from ibtrain.model.recompute import run_layer
 
 
 class VisionEmbeddings(nn.Module):
@@ -98,10 +99,12 @@ class VisionEncoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(VisionLayer(config) for _ in range(config.num_hidden_layers))
 
-    def forward(self, hidden_TD: Tensor, cu_images: Tensor, tokens: int) -> Tensor:
+    def forward(
+        self, hidden_TD: Tensor, cu_images: Tensor, tokens: int, recompute: bool = False
+    ) -> Tensor:
         """[T, D] -> [T, D]."""
         for layer in self.layers:
-            hidden_TD = layer(hidden_TD, cu_images, tokens)
+            hidden_TD = run_layer(layer, hidden_TD, cu_images, tokens, recompute=recompute)
         return hidden_TD
 
 
@@ -117,8 +120,8 @@ class VisionTower(nn.Module):
         self.encoder = VisionEncoder(config)
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, pixels_ICHW: Tensor) -> Tensor:
-        """[I, 3, S, S] -> image tokens [I, N, D]."""
+    def forward(self, pixels_ICHW: Tensor, recompute: bool = False) -> Tensor:
+        """[I, 3, S, S] -> image tokens [I, N, D]; `recompute` is gradient checkpointing."""
         trained = any(parameter.requires_grad for parameter in self.encoder.parameters())
         with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
             hidden_IND = self.embeddings(pixels_ICHW)
@@ -126,6 +129,6 @@ class VisionTower(nn.Module):
             cu_images = torch.arange(
                 0, (images + 1) * tokens, tokens, dtype=torch.int32, device=hidden_IND.device
             )
-            hidden_TD = self.encoder(hidden_IND.flatten(0, 1), cu_images, tokens)
+            hidden_TD = self.encoder(hidden_IND.flatten(0, 1), cu_images, tokens, recompute)
         out: Tensor = self.post_layernorm(hidden_TD).unflatten(0, (images, tokens))
         return out

@@ -7,6 +7,8 @@ next is read. Only safetensors are read: no pickle.
 
 import hashlib
 import json
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -16,12 +18,20 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import InstructBlipConfig
 
+from ibtrain.config import LoraSection
+from ibtrain.model.census import describe_missing
 from ibtrain.model.instructblip import InstructBlip, part_of
+from ibtrain.model.lora import is_adapter
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
-# Stored as a parameter by older releases of transformers; computed today.
-_COMPUTED = frozenset({"qformer.embeddings.position_ids"})
+# Stored by some releases of transformers, and the same as another tensor or computed today.
+_SURPLUS = re.compile(
+    r"qformer\.embeddings\.position_ids$|language_model\..*rotary_emb\.inv_freq$|"
+    r"language_model\.(?:encoder|decoder)\.embed_tokens\.weight$|language_model\.lm_head\.weight$"
+)
+_FLOATS = {"F64", "F32", "F16", "BF16"}
+_NUMBER = re.compile(r"\d+")
 
 
 class TensorSource(Protocol):
@@ -42,13 +52,15 @@ class SafetensorsSource:
     """Tensors of one or more safetensors files.
 
     Raises:
-        ValueError: when a file is missing or is not a whole safetensors file.
+        ValueError: when a file is missing or is not a whole safetensors file, or holds tensors of a
+            dtype that weights do not have, or one that differs from its like in other files.
     """
 
     def __init__(self, files: Iterable[Path], description: str) -> None:
         self.description = description
         self._file_of: dict[str, Path] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
+        dtypes: dict[str, str] = {}
         for file in files:
             if not file.is_file():
                 raise ValueError(
@@ -58,11 +70,33 @@ class SafetensorsSource:
                 with safe_open(file, framework="pt") as opened:
                     for name in opened.keys():  # noqa: SIM118  (not a mapping)
                         self._file_of[name] = file
-                        self._shapes[name] = tuple(opened.get_slice(name).get_shape())
+                        view = opened.get_slice(name)
+                        self._shapes[name] = tuple(view.get_shape())
+                        dtypes[name] = view.get_dtype()
             except SafetensorError as error:
                 raise ValueError(
                     f"{file} is not a whole safetensors file ({error}); copy it again"
                 ) from error
+
+        self._check_dtypes(dtypes)
+
+    def _check_dtypes(self, dtypes: Mapping[str, str]) -> None:
+        """Weights are floating-point, and the same weight of every layer has one dtype."""
+        like: dict[str, Counter[str]] = {}
+        for name, dtype in dtypes.items():
+            if dtype not in _FLOATS and not _SURPLUS.match(name):
+                raise ValueError(
+                    f"{self._file_of[name]}: {name} is {dtype}, and weights are F32, F16 or BF16; "
+                    "take the model as it was released, not quantised"
+                )
+            like.setdefault(_NUMBER.sub("N", name), Counter())[dtype] += 1
+        for name, dtype in dtypes.items():
+            usual = like[_NUMBER.sub("N", name)].most_common(1)[0][0]
+            if dtype != usual:
+                raise ValueError(
+                    f"{self._file_of[name]}: {name} is {dtype}, and the same weight of other "
+                    f"layers is {usual}; the shards are not of one model, copy the directory again"
+                )
 
     @classmethod
     def of_directory(cls, directory: Path) -> "SafetensorsSource":
@@ -71,18 +105,7 @@ class SafetensorsSource:
         index = directory / INDEX_NAME
         if not index.is_file():
             return cls([directory / SINGLE_NAME], description)
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"{index} is not an index of safetensors shards ({error!r})"
-            ) from error
-        for name in names:
-            if not isinstance(name, str) or Path(name).name != name:
-                raise ValueError(
-                    f"{index} names the shard {name!r}, which is not a plain file name"
-                )
-        return cls([directory / name for name in names], description)
+        return cls([directory / name for name in shard_names(index)], description)
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Every tensor's shape."""
@@ -93,6 +116,22 @@ class SafetensorsSource:
         with safe_open(self._file_of[name], framework="pt") as opened:
             tensor: Tensor = opened.get_tensor(name)
         return tensor
+
+
+def shard_names(index: Path) -> list[str]:
+    """The files that an index of shards names.
+
+    Raises:
+        ValueError: when it is not an index, or names anything but plain file names.
+    """
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is not an index of safetensors shards ({error!r})") from error
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise ValueError(f"{index} names the shard {name!r}, which is not a plain file name")
+    return names
 
 
 class RandomSource:
@@ -123,16 +162,19 @@ class RandomSource:
 
 
 def parameter_shapes(
-    config: InstructBlipConfig, instruction_aware: bool = True
+    config: InstructBlipConfig, instruction_aware: bool = True, lora: LoraSection | None = None
 ) -> dict[str, tuple[int, ...]]:
     """Names and shapes of all parameters, from a model on the meta device."""
     with torch.device("meta"):
-        model = InstructBlip(config, instruction_aware)
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        model = InstructBlip(config, instruction_aware, lora)
+    return {name: tuple(parameter.shape) for name, parameter in model.weights()}
 
 
 def choose_sources(
-    config: InstructBlipConfig, instruction_aware: bool, sources: Sequence[TensorSource]
+    config: InstructBlipConfig,
+    instruction_aware: bool,
+    sources: Sequence[TensorSource],
+    lora: LoraSection | None = None,
 ) -> dict[str, TensorSource]:
     """For each parameter the last source that has it, with every shape checked.
 
@@ -140,16 +182,17 @@ def choose_sources(
         ValueError: when a parameter is in no source (it would silently stay random), a source
             holds a tensor that the model does not know, or a shape differs.
     """
-    wanted = parameter_shapes(config, instruction_aware)
+    wanted = parameter_shapes(config, instruction_aware, lora)
     # The ablation takes the same base and leaves the Q-Former's text weights out.
-    known = wanted if instruction_aware else parameter_shapes(config, True)
+    known = wanted if instruction_aware else parameter_shapes(config, True, lora)
     chosen: dict[str, TensorSource] = {}
     for source in sources:
-        unknown = sorted(set(source.shapes()) - set(known) - _COMPUTED)
+        unknown = sorted(n for n in set(source.shapes()) - set(known) if not _SURPLUS.match(n))
         if unknown:
             raise ValueError(
                 f"{source.description} holds {len(unknown)} tensors that an InstructBLIP of this "
-                f"configuration does not have, the first is {unknown[0]!r}; is config.json its own?"
+                f"configuration does not have, the first is {_as_stored(source, unknown[0])!r}; is "
+                "config.json its own?"
             )
         for name, shape in source.shapes().items():
             if name not in wanted:
@@ -157,7 +200,7 @@ def choose_sources(
             if tuple(shape) != wanted[name]:
                 raise ValueError(
                     f"{source.description}: {name} is {list(shape)}, the configuration wants "
-                    f"{list(wanted[name])}; weights and config.json do not belong together"
+                    f"{list(wanted[name])}; {_why_shapes_differ(name, shape, wanted[name])}"
                 )
             chosen[name] = source
     missing = sorted(set(wanted) - set(chosen))
@@ -165,16 +208,31 @@ def choose_sources(
         described = ", ".join(source.description for source in sources)
         raise ValueError(
             f"{len(missing)} parameters are in none of the given weights ({described}) and would "
-            f"stay random, the first is {missing[0]!r}"
+            f"stay random, the first is {missing[0]!r}: {describe_missing(missing)}"
         )
     return chosen
 
 
-def read_config(directory: Path) -> InstructBlipConfig:
-    """The configuration of a directory in transformers' InstructBLIP format.
+def _as_stored(source: TensorSource, name: str) -> str:
+    """A tensor's name in its file, where the source gives it another."""
+    stored: str = getattr(source, "stored_name", str)(name)
+    return stored
+
+
+def _why_shapes_differ(name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> str:
+    if name.startswith("language_projection.") and found[0] != wanted[0]:
+        return (
+            f"they were trained with a language model of width {found[0]}, and this one's is "
+            f"{wanted[0]}"
+        )
+    return "weights and config.json do not belong together"
+
+
+def read_model_type(directory: Path) -> str | None:
+    """The type of model that a directory's config.json names.
 
     Raises:
-        ValueError: when the directory or its config.json is missing, or is of another model.
+        ValueError: when the directory or its config.json is missing, or is not a JSON object.
     """
     file = directory / "config.json"
     if not file.is_file():
@@ -183,11 +241,23 @@ def read_config(directory: Path) -> InstructBlipConfig:
             "transformers' InstructBLIP format (`ibtrain export RUN --to hf` writes one)"
         )
     try:
-        found = json.loads(file.read_text()).get("model_type")
+        found: str | None = json.loads(file.read_text()).get("model_type")
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{file} is not a JSON object ({error})") from error
+    return found
+
+
+def read_config(directory: Path) -> InstructBlipConfig:
+    """The configuration of a directory in transformers' InstructBLIP format.
+
+    Raises:
+        ValueError: when the directory or its config.json is missing, or is of another model.
+    """
+    found = read_model_type(directory)
     if found != "instructblip":
-        raise ValueError(f"{file} is of model type {found!r}; an 'instructblip' is wanted")
+        raise ValueError(
+            f"{directory / 'config.json'} is of model type {found!r}; an 'instructblip' is wanted"
+        )
     return InstructBlipConfig.from_pretrained(directory, local_files_only=True)
 
 
@@ -212,6 +282,9 @@ def check_vocabularies(
 
 
 def set_trainable(model: InstructBlip, train_parts: Mapping[str, str]) -> None:
-    """Marks the parameters of each part as trained ("full") or frozen ("frozen")."""
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(train_parts[part_of(name)] == "full")
+    """Marks the parameters of each part as trained ("full"), frozen ("frozen"), or frozen but for
+    its adapters ("lora").
+    """
+    for name, parameter in model.weights():
+        how = train_parts[part_of(name)]
+        parameter.requires_grad_(how == "full" or (how == "lora" and is_adapter(name)))

@@ -8,7 +8,6 @@ import json
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,21 +24,14 @@ from deepspeed.runtime.zero import GatheredParameters
 from ibtrain.batch import Batch
 from ibtrain.config import Recipe, RecipeError
 from ibtrain.model.instructblip import InstructBlip
+from ibtrain.model.language import restore_frequencies
 from ibtrain.model.weights import TensorSource, set_trainable
+from ibtrain.training.loading import fill_partitions, fill_replicas
+from ibtrain.training.ranks import Ranks
 
 DS_CONFIGS = Path(__file__).parents[2] / "ds_configs"
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """This process among all."""
-
-    rank: int
-    world: int
-    local_rank: int
-    local_world: int
 
 
 def start_processes() -> Ranks:
@@ -155,6 +147,55 @@ def micro_batches_per_step(recipe: Recipe, world: int) -> int:
     return -(-(training.global_batch // world) // training.micro_batch)
 
 
+def load_model(
+    recipe: Recipe,
+    ranks: Ranks,
+    ds_config: dict[str, Any],
+    config: InstructBlipConfig,
+    sources: Mapping[str, TensorSource],
+    device: torch.device,
+) -> InstructBlip:
+    """The model with its values: partitioned under ZeRO-3, else whole on every rank's device.
+
+    Under ZeRO-3 a rank holds its own partition and one whole tensor at a time.
+
+    Args:
+        recipe: the run.
+        ranks: this process among all.
+        ds_config: see `sharding_config`.
+        config: of the model.
+        sources: for each parameter where its value is read from.
+        device: where a whole model is put.
+    """
+    dtype, partitioned = DTYPES[recipe.model.precision], _stage(ds_config) == 3
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_no_weight_initialization())
+        if partitioned:
+            # The dtype comes from the configuration: DeepSpeed 0.19 ignores one passed to Init on
+            # accelerators without fp16 (a CPU) and silently builds in bf16.
+            stack.enter_context(deepspeed.zero.Init(config_dict_or_path=ds_config))
+        model = InstructBlip(
+            config,
+            recipe.model.instruction_aware,
+            recipe.model.lora,
+            recipe.model.gradient_checkpointing,
+        )
+    if not partitioned:
+        model.to(device=device, dtype=dtype)
+    assert all(parameter.dtype == dtype for parameter in model.parameters())
+    if partitioned:
+        fill_partitions(model, sources, ranks, lambda p: GatheredParameters([p], modifier_rank=0))
+    else:
+        fill_replicas(model, sources, ranks)
+    return model
+
+
+def _stage(ds_config: Mapping[str, Any]) -> int:
+    """The ZeRO stage of a configuration; 0 when it names none."""
+    stage: int = ds_config.get("zero_optimization", {}).get("stage", 0)
+    return stage
+
+
 class Engine:
     """The sharded model, its optimizer, and one step of training.
 
@@ -179,18 +220,12 @@ class Engine:
             else torch.device("cpu")
         )
         ds_config = sharding_config(recipe, ranks.world)
-        self.stage: int = ds_config.get("zero_optimization", {}).get("stage", 0)
+        self.stage = _stage(ds_config)
         if self.stage not in (1, 2, 3):
             raise RecipeError(
                 f"sharding {recipe.sharding!r} has ZeRO stage {self.stage}; use 1, 2 or 3"
             )
-        dtype = DTYPES[recipe.model.precision]
-        with self._construction(ds_config):
-            model = InstructBlip(config, recipe.model.instruction_aware)
-        if self.stage != 3:
-            model.to(device=self.device, dtype=dtype)
-        assert all(parameter.dtype == dtype for parameter in model.parameters())
-        self._fill(model, sources)
+        model = load_model(recipe, ranks, ds_config, config, sources, self.device)
         set_trainable(model, recipe.model.train_parts.model_dump())
         model.train()
         self.model = model
@@ -203,6 +238,7 @@ class Engine:
         self.engine, self.zero, *_ = deepspeed.initialize(
             model=model, optimizer=self._optimizer, config=ds_config, dist_init_required=False
         )
+        restore_frequencies(model.language_model)
         self._create_moments()
 
     def step(
@@ -235,24 +271,6 @@ class Engine:
             self.engine.step()
             losses.append(token_losses_A.detach())
         return losses, float(self.engine.get_global_grad_norm())
-
-    def _construction(self, ds_config: dict[str, Any]) -> Any:
-        """Under ZeRO-3 every module is partitioned as it is built; nothing is initialised."""
-        stack = contextlib.ExitStack()
-        stack.enter_context(_no_weight_initialization())
-        if self.stage == 3:
-            # The dtype comes from the configuration: DeepSpeed 0.19 ignores one passed to Init on
-            # accelerators without fp16 (a CPU) and silently builds in bf16.
-            stack.enter_context(deepspeed.zero.Init(config_dict_or_path=ds_config))
-        return stack
-
-    def _fill(self, model: nn.Module, sources: Mapping[str, TensorSource]) -> None:
-        """Values tensor by tensor into their partitions; rank 0 reads."""
-        for name, parameter in model.named_parameters():
-            with GatheredParameters([parameter], modifier_rank=0, enabled=self.stage == 3):
-                if self.stage != 3 or self.ranks.rank == 0:
-                    with torch.no_grad():
-                        parameter.copy_(sources[name].get(name))
 
     def _create_moments(self) -> None:
         """Adam's state exists from the start, so that a checkpoint can be put into it.

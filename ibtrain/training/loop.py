@@ -27,7 +27,8 @@ from ibtrain.data.mixture import (
 )
 from ibtrain.data.quarantine import BadDataError, Incident, Ledger
 from ibtrain.data.tokenization import InstructionTokenizer
-from ibtrain.model.base import base_config, base_directory, base_sources
+from ibtrain.model.base import base_config, base_directory, base_sources, record_base
+from ibtrain.model.fingerprint import differences
 from ibtrain.model.weights import SafetensorsSource, check_vocabularies, choose_sources
 from ibtrain.run_directory import (
     STATE,
@@ -45,12 +46,12 @@ from ibtrain.run_directory import (
 from ibtrain.training.checkpoint import load_checkpoint, read_state, save_checkpoint
 from ibtrain.training.engine import (
     Engine,
-    Ranks,
     on_rank_zero,
     sharding_config,
     start_processes,
 )
 from ibtrain.training.interruption import Interruption
+from ibtrain.training.ranks import Ranks
 from ibtrain.training.schedule import learning_rate
 from ibtrain.training.telemetry import Telemetry
 
@@ -97,8 +98,11 @@ def train(recipe: Recipe) -> TrainingResult:
     lock = on_rank_zero_only(ranks, lambda: RunLock(recipe.output))
     try:
         order = order_fingerprint(recipe, mixture)
-        resumed = on_rank_zero(ranks, lambda: _find_resume(recipe, order))
-        run = _Run(recipe, ranks, mixture, config, tokenizer, order, resumed)
+        base = on_rank_zero(
+            ranks, lambda: record_base(recipe.model, config, tokenizer, recipe.seed)
+        )
+        resumed = on_rank_zero(ranks, lambda: _find_resume(recipe, order, base))
+        run = _Run(recipe, ranks, mixture, config, tokenizer, order, base, resumed)
         try:
             return run.to_the_end()
         finally:
@@ -124,13 +128,21 @@ def _check_fit(recipe: Recipe, config: InstructBlipConfig) -> None:
         )
 
 
-def _find_resume(recipe: Recipe, order: dict[str, Any]) -> tuple[Path, int] | None:
+def _find_resume(
+    recipe: Recipe, order: dict[str, Any], base: dict[str, str]
+) -> tuple[Path, int] | None:
     """The verified step directory to go on from, and its step; None to begin at the beginning."""
     directory = _step_to_go_on_from(recipe)
     if directory is None:
         write_atomically(recipe.output / "recipe.yaml", dump_recipe(recipe))
         return None
     state = read_state(directory)
+    changed = differences(state.get("base", base), base)
+    if changed:
+        raise RunDirectoryError(
+            f"{directory} was trained on another base: its {' and '.join(changed)} differ from "
+            "what model names now; put the base back as it was, or start in a new output directory"
+        )
     changes = changes_not_accepted(
         changes_of_order(state["order"], order), recipe.checkpoint.accept_changed_data
     )
@@ -188,16 +200,16 @@ class _Run:
         config: InstructBlipConfig,
         tokenizer: InstructionTokenizer,
         order: dict[str, Any],
+        base: dict[str, str],
         resumed: tuple[Path, int] | None,
     ) -> None:
-        self.recipe, self.ranks, self.order = recipe, ranks, order
+        self.recipe, self.ranks, self.order, self.base = recipe, ranks, order, base
         self.names = [dataset.name for dataset in mixture.datasets]
         sources = base_sources(recipe.model, config, recipe.seed)
         if resumed is not None:
             sources.append(SafetensorsSource([resumed[0] / TRAINABLE], f"checkpoint {resumed[0]}"))
-        self.engine = Engine(
-            recipe, ranks, config, choose_sources(config, recipe.model.instruction_aware, sources)
-        )
+        chosen = choose_sources(config, recipe.model.instruction_aware, sources, recipe.model.lora)
+        self.engine = Engine(recipe, ranks, config, chosen)
         self.first_step = 0
         if resumed is not None:
             load_checkpoint(self.engine, resumed[0])
@@ -351,6 +363,7 @@ class _Run:
             "samples": step * self.recipe.training.global_batch,
             "world_size": self.ranks.world,
             "order": self.order,
+            "base": self.base,
             "recipe": self.recipe.model_dump(mode="json"),
         }
         return save_checkpoint(

@@ -41,6 +41,11 @@ def test_the_packed_batch_by_hand():
         "answer_rows_A": torch.tensor([4, 5, 6, 8, 13, 14]),
         "answer_ids_A": torch.tensor([21, 22, 2, 2, 25, 2]),
         "answer_sample_A": torch.tensor([0, 0, 0, 1, 2, 2]),
+        "cu_answers_B1": torch.tensor([0, 3, 4, 6], dtype=torch.int32),
+        "max_answer": 3,
+        "prompt_rows_P": torch.tensor([0, 1, 2, 3, 4, 7, 8, 9, 10, 11, 12, 13]),
+        "cu_prompts_B1": torch.tensor([0, 5, 7, 12], dtype=torch.int32),
+        "max_prompt": 5,
         "datasets": ("data-a", "data-b", "data-c"),
         "sample_ids": ("id-a", "id-b", "id-c"),
     }

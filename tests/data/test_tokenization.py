@@ -1,9 +1,11 @@
 import shutil
 
 import pytest
-from transformers import AutoTokenizer
+import sentencepiece
+from transformers import AutoTokenizer, T5TokenizerFast
 
 from ibtrain.data.tokenization import InstructionTokenizer
+from tests.tiny import CORPUS
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +99,40 @@ def test_a_directory_without_tokenizers_is_refused(tiny_processor, tmp_path):
     shutil.rmtree(copy / "qformer_tokenizer")
     with pytest.raises(ValueError, match=r"no tokenizer at .*half/qformer_tokenizer/tokenizer_con"):
         InstructionTokenizer.from_directory(copy)
+
+
+@pytest.fixture(scope="module")
+def t5(tiny_processor, tmp_path_factory) -> InstructionTokenizer:
+    """A T5's tokenizer in the place of the Llama's: it ends what it reads and begins nothing."""
+    directory = tmp_path_factory.mktemp("t5")
+    (directory / "corpus.txt").write_text(CORPUS)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(directory / "corpus.txt"),
+        model_prefix=str(directory / "spiece"),
+        vocab_size=60,
+        hard_vocab_limit=False,
+        **{"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1, "minloglevel": 2},
+    )
+    base = directory / "base"
+    shutil.copytree(tiny_processor / "qformer_tokenizer", base / "qformer_tokenizer")
+    T5TokenizerFast(str(directory / "spiece.model"), extra_ids=4).save_pretrained(base)
+    return InstructionTokenizer.from_directory(base, max_instruction_tokens=8, max_answer_tokens=3)
+
+
+def test_a_t5_reads_an_end_token_after_the_instruction(t5):
+    whole = t5.language("red cat", add_special_tokens=False).input_ids
+    assert t5.instruction("red cat").language == (*whole, t5.end_id)
+    assert t5.end_id == 1
+
+
+def test_a_t5_keeps_the_end_token_of_a_long_instruction(t5):
+    text = "Question: What word is written? Short answer:"
+    whole = t5.language(text, add_special_tokens=False).input_ids
+    assert len(whole) > 8
+    assert t5.instruction(text).language == (*whole[-7:], 1)
+
+
+def test_a_t5_answer_has_one_end_token(t5):
+    whole = t5.language("a red circle at the top left", add_special_tokens=False).input_ids
+    assert t5.answer("a red circle at the top left") == (*whole[:3], 1)
+    assert t5.answer("") == (1,)

@@ -25,9 +25,10 @@ BEAMS = DecodingSettings(beams=5, max_new_tokens=8, min_new_tokens=2)
 SHORT_ASKING = replace(ASKING, max_new_tokens=30)
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory, tiny_processor):
-    return write_tiny_base(tmp_path_factory.mktemp("base") / "base", tiny_processor)
+@pytest.fixture(scope="module", params=["llama", "t5"])
+def base(request, tmp_path_factory, tiny_processor):
+    directory = tmp_path_factory.mktemp("base") / request.param
+    return write_tiny_base(directory, tiny_processor, language=request.param)
 
 
 @pytest.fixture(scope="module")
@@ -96,11 +97,22 @@ def test_sampling_is_a_function_of_the_seed(opened):
     assert generate(opened, images, PROMPTS[:2], other) != first
 
 
-def test_lengths_are_kept(opened):
-    for least, most in ((1, 1), (6, 6)):
+def test_lengths_are_kept(opened, monkeypatch):
+    decode, seen = opened.tokenizer.language.batch_decode, []
+
+    def record(ids, **options):
+        seen.extend(ids.tolist())
+        return decode(ids, **options)
+
+    monkeypatch.setattr(opened.tokenizer.language, "batch_decode", record)
+    start = 1 if opened.model.config.text_config.is_encoder_decoder else 0
+    for least, most in ((1, 1), (6, 6), (3, 9)):
         settings = DecodingSettings(max_new_tokens=most, min_new_tokens=least)
-        answer = generate(opened, [[noise(0)]], ["Where?"], settings)[0]
-        assert 1 <= len(opened.tokenizer.answer(answer)) - 1 <= most + 1
+        generate(opened, [[noise(0)]], ["Where?"], settings)
+        (ids,) = seen
+        assert least <= len(ids) - start <= most
+        assert opened.tokenizer.end_id not in ids[start : start + least]
+        seen.clear()
 
 
 def test_what_a_base_says_of_decoding_is_not_used(base, opened, tmp_path):

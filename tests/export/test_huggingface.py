@@ -115,18 +115,19 @@ def test_another_dtype(run, tmp_path):
     assert json.loads((report.directory / "config.json").read_text())["dtype"] == "bfloat16"
 
 
-def test_an_output_in_use_is_refused(run, tmp_path):
+def test_an_output_that_exists_is_refused(run, tmp_path):
     (tmp_path / "out").mkdir()
+    with pytest.raises(ValueError, match="exists, and an export replaces nothing"):
+        export_huggingface(run, tmp_path / "out")
     (tmp_path / "out" / "thesis.txt").write_text("precious")
-    with pytest.raises(ValueError, match="is not empty"):
+    with pytest.raises(ValueError, match="exists, and an export replaces nothing"):
         export_huggingface(run, tmp_path / "out")
     with pytest.raises(ValueError, match="is a file"):
         export_huggingface(run, tmp_path / "out" / "thesis.txt")
     assert (tmp_path / "out" / "thesis.txt").read_text() == "precious"
 
 
-def test_an_empty_output_directory_is_used(run, tmp_path):
-    (tmp_path / "deep" / "out").mkdir(parents=True)
+def test_directories_on_the_way_are_made(run, tmp_path):
     export_huggingface(run, tmp_path / "deep" / "out")
     assert (tmp_path / "deep" / "out" / "config.json").is_file()
 
@@ -195,14 +196,22 @@ def test_other_pixels_fail_the_proof(base, tmp_path):
         export_huggingface(changed, tmp_path / "out")
 
 
-def test_a_vocabulary_without_room_for_the_image_token(base, tmp_path):
+def test_a_vocabulary_without_room_for_the_image_token_gets_a_row(base, tmp_path):
     narrow = export_huggingface(base, tmp_path / "narrow").directory
     for name in ("tokenizer.json", "tokenizer_config.json", "added_tokens.json"):
         file = narrow / name
         if file.is_file():
             file.write_text(file.read_text().replace("<image>", "<piece>"))
-    with pytest.raises(ValueError, match="with <image> added: the language tokenizer has 387"):
-        export_huggingface(narrow, tmp_path / "out")
+    rows = open_model(narrow).model.language_model.lm_head.weight
+    grown = export_huggingface(narrow, tmp_path / "out")
+    weights = load_file(grown.directory / SINGLE_NAME)
+    for name in ("model.embed_tokens", "lm_head"):
+        assert weights[f"language_model.{name}.weight"].shape[0] == rows.shape[0] + 1
+    last = weights["language_model.lm_head.weight"]
+    assert torch.equal(last[:-1], rows)
+    torch.testing.assert_close(last[-1], rows.mean(0))
+    processor = InstructBlipProcessor.from_pretrained(grown.directory)
+    assert processor.tokenizer.convert_tokens_to_ids("<image>") == rows.shape[0]
 
 
 def test_the_batch_of_the_proof_tells_pictures_and_instructions_apart(base):

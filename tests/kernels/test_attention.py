@@ -34,34 +34,37 @@ def compare(
     width: int = 4,
     causal: bool = False,
     scale: float | None = None,
+    reach: int | None = None,
 ) -> Tensor:
-    """Our output after it and all three gradients were found equal to the reference's."""
+    """Our output after it and all gradients were found equal to the reference's; with a bias by
+    distance where `reach` is given."""
     inputs = (
         rows(sum(queries), heads, width, 1),
         rows(sum(keys), key_heads, width, 2),
         rows(sum(keys), key_heads, width, 3),
     )
+    bias = None if reach is None else rows(heads, 2 * reach + 1, 1, 5)
+    rel_bias = None if bias is None else bias[..., 0]
+    options = {"causal": causal, "scale": scale, "rel_bias": rel_bias}
     cu_query, cu_key = cumulative(queries), cumulative(keys)
-    ours = varlen_attention(
-        *inputs, cu_query, cu_key, max(queries), max(keys), causal=causal, scale=scale
-    )
-    reference = varlen_attention_reference(*inputs, cu_query, cu_key, causal=causal, scale=scale)
+    ours = varlen_attention(*inputs, cu_query, cu_key, max(queries), max(keys), **options)
+    reference = varlen_attention_reference(*inputs, cu_query, cu_key, **options)
+    inputs += () if bias is None else (bias,)
     assert ours.shape == (sum(queries), heads, width)
     torch.testing.assert_close(ours, reference, rtol=1e-12, atol=1e-12)
     weight = rows(sum(queries), heads, width, 4).detach()
-    for name, got, wanted in zip(
-        ("query", "key", "value"),
+    for name, leaf, got, wanted in zip(
+        ("query", "key", "value", "bias")[: len(inputs)],
+        inputs,
         torch.autograd.grad((ours * weight).sum(), inputs, allow_unused=True),
         torch.autograd.grad((reference * weight).sum(), inputs, allow_unused=True),
         strict=True,
     ):
-        zero = torch.zeros(())
         torch.testing.assert_close(
-            zero if got is None or not got.numel() else got,
-            zero if wanted is None or not wanted.numel() else wanted,
+            torch.zeros_like(leaf) if got is None else got,
+            torch.zeros_like(leaf) if wanted is None else wanted,
             rtol=1e-11,
             atol=1e-12,
-            check_dtype=False,
             msg=lambda text, name=name: f"gradient of {name}: {text}",
         )
     return ours
@@ -74,15 +77,20 @@ def compare(
     width=st.sampled_from([1, 5, 8]),
     causal=st.booleans(),
     scale=st.sampled_from([None, 0.3]),
+    reach=st.sampled_from([None, 0, 2, 9]),
 )
-@example(lengths=[(3, 3), (0, 0), (5, 5)], heads=(2, 2), width=4, causal=True, scale=None)
-@example(lengths=[(0, 0)], heads=(2, 2), width=4, causal=False, scale=None)
-@example(lengths=[(1, 1)], heads=(2, 2), width=4, causal=True, scale=None)
-@example(lengths=[(3, 0), (3, 0)], heads=(2, 2), width=4, causal=False, scale=None)
-@example(lengths=[(3, 0), (3, 5)], heads=(4, 2), width=4, causal=False, scale=None)
-@example(lengths=[(5, 2), (5, 2)], heads=(2, 2), width=4, causal=True, scale=None)
-@example(lengths=[(2, 5), (2, 5)], heads=(2, 2), width=4, causal=True, scale=None)
-def test_equals_the_reference(lengths, heads, width, causal, scale):
+@example(
+    lengths=[(3, 3), (0, 0), (5, 5)], heads=(2, 2), width=4, causal=True, scale=None, reach=None
+)
+@example(lengths=[(0, 0)], heads=(2, 2), width=4, causal=False, scale=None, reach=None)
+@example(lengths=[(1, 1)], heads=(2, 2), width=4, causal=True, scale=None, reach=None)
+@example(lengths=[(5, 5), (5, 5)], heads=(4, 2), width=4, causal=True, scale=1.0, reach=2)
+@example(lengths=[(5, 0), (0, 3)], heads=(2, 2), width=4, causal=False, scale=1.0, reach=2)
+@example(lengths=[(3, 0), (3, 0)], heads=(2, 2), width=4, causal=False, scale=None, reach=None)
+@example(lengths=[(3, 0), (3, 5)], heads=(4, 2), width=4, causal=False, scale=None, reach=None)
+@example(lengths=[(5, 2), (5, 2)], heads=(2, 2), width=4, causal=True, scale=None, reach=None)
+@example(lengths=[(2, 5), (2, 5)], heads=(2, 2), width=4, causal=True, scale=None, reach=None)
+def test_equals_the_reference(lengths, heads, width, causal, scale, reach):
     queries, keys = [pair[0] for pair in lengths], [pair[1] for pair in lengths]
     compare(
         queries,
@@ -92,6 +100,7 @@ def test_equals_the_reference(lengths, heads, width, causal, scale):
         width=width,
         causal=causal,
         scale=scale,
+        reach=reach,
     )
 
 
@@ -99,6 +108,7 @@ def test_equals_the_reference(lengths, heads, width, causal, scale):
 @given(lengths=st.lists(st.integers(0, 9), min_size=1, max_size=6), causal=st.booleans())
 def test_self_attention_equals_the_reference(lengths, causal):
     compare(lengths, lengths, causal=causal)
+    compare(lengths, lengths, causal=causal, reach=3)
 
 
 @settings(max_examples=30, deadline=None)
@@ -196,10 +206,11 @@ def call(
     cu_query: tuple[int, ...] = (0, 1, 4),
     cu_key: tuple[int, ...] = (0, 1, 4),
     longest: tuple[int, int] = (3, 3),
+    bias: tuple[int, ...] = (2, 5),
 ) -> Tensor:
     tensors = (torch.zeros(shape) for shape in (query, key, value))
     cumulatives = (torch.tensor(values, dtype=torch.int32) for values in (cu_query, cu_key))
-    return varlen_attention(*tensors, *cumulatives, *longest)
+    return varlen_attention(*tensors, *cumulatives, *longest, rel_bias=torch.zeros(bias))
 
 
 @pytest.mark.parametrize(
@@ -219,6 +230,8 @@ def call(
         ({"cu_key": (0, 1, 3)}, r"cu_key .* got \[0, 1, 3\]"),
         ({"longest": (2, 3)}, r"max_query is 2, .* cu_query \[0, 1, 4\] .* 3"),
         ({"longest": (3, 2)}, r"max_key is 2, .* cu_key \[0, 1, 4\] .* 3"),
+        ({"bias": (3, 5)}, r"rel_bias is \(3, 5\); it must be \[2 heads, 2R\+1\]"),
+        ({"bias": (2, 4)}, "rel_bias has 4 distances"),
     ],
 )
 def test_what_does_not_fit_is_named(arguments, said):

@@ -70,7 +70,8 @@ def pack(config: InstructBlipConfig, samples: list[Sample]) -> Batch:
 
 
 def pad(config: InstructBlipConfig, samples: list[Sample]) -> dict[str, Tensor]:
-    """Right-padded rows [image tokens][instruction][answer, end], as transformers' model takes."""
+    """Right-padded rows as transformers' model takes: [image tokens][instruction][answer, end], or
+    for an encoder-decoder [image tokens][instruction] with the answer as labels."""
     texts = [
         torch.tensor(IdTokenizer().instruction(sample.instruction).qformer, dtype=torch.long)
         for sample in samples
@@ -91,6 +92,10 @@ def pad_language(config: InstructBlipConfig, samples: list[Sample]) -> dict[str,
         images = sample.pixels_ICHW.shape[0]
         prompt = [config.image_token_index] * (images * config.num_query_tokens)
         prompt += IdTokenizer().instruction(sample.instruction).language
+        if config.text_config.is_encoder_decoder:
+            rows.append(torch.tensor(prompt))
+            labels.append(torch.tensor(answer))
+            continue
         rows.append(torch.tensor([*prompt, *answer]))
         labels.append(torch.tensor([*([-100] * len(prompt)), *answer]))
     return {
@@ -104,8 +109,10 @@ def _mask(sequences: list[Tensor]) -> Tensor:
     return pad_sequence([torch.ones_like(ids) for ids in sequences], batch_first=True)
 
 
-def answer_logits(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
+def answer_logits(config: InstructBlipConfig, logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
     """transformers' logits of the positions that predict a label, sample after sample."""
+    if config.text_config.is_encoder_decoder:
+        return logits_BTV[labels_BT != -100]
     return logits_BTV[:, :-1][labels_BT[:, 1:] != -100]
 
 

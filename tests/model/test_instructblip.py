@@ -74,7 +74,7 @@ def compare_with_transformers(
     inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
     theirs = twin(**inputs)
 
-    wanted_logits = answer_logits(theirs.logits, inputs["labels"])
+    wanted_logits = answer_logits(config, theirs.logits, inputs["labels"])
     assert wanted_logits.shape[0] == sum(of.answer + 1 for of in lengths)
     # The end of our computation is in fp32 whatever the weights are.
     logits_tolerance = max(tolerance, 1e-6)
@@ -131,7 +131,7 @@ def test_without_instructions_it_is_blip2(size, lengths):
     batch, inputs = pack(config, samples), pad(config, samples)
     del inputs["qformer_input_ids"], inputs["qformer_attention_mask"]
     theirs = twin(**inputs)
-    wanted_logits = answer_logits(theirs.logits, inputs["labels"])
+    wanted_logits = answer_logits(config, theirs.logits, inputs["labels"])
     assert relative_error(ours.logits(batch), wanted_logits) < 1e-5
     loss = ours(batch).mean()
     assert loss.item() == pytest.approx(theirs.loss.item(), rel=1e-5)

@@ -7,13 +7,8 @@ from safetensors.torch import load_file, save_file
 from transformers import InstructBlipForConditionalGeneration
 
 from ibtrain.data.collate import Sample, collate
-from ibtrain.model.opening import (
-    OpenedModel,
-    find_model,
-    from_blip2_name,
-    open_model,
-    to_blip2_name,
-)
+from ibtrain.model.opening import OpenedModel, find_model, open_model
+from ibtrain.model.sources import from_blip2_name, to_blip2_name
 from ibtrain.model.weights import SINGLE_NAME
 from ibtrain.run_directory import MANIFEST, STATE, TRAINABLE
 from tests.tiny import (

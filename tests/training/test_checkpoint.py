@@ -9,7 +9,7 @@ import torch
 from ibtrain.run_directory import latest_step, verify_step, whole_steps
 from ibtrain.training import checkpoint
 from ibtrain.training.checkpoint import save_checkpoint
-from ibtrain.training.engine import Ranks
+from ibtrain.training.ranks import Ranks
 
 
 @pytest.fixture

@@ -1,0 +1,114 @@
+"""The directory of an export: it appears whole and proven, or not at all."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from ibtrain import __version__
+from ibtrain.config import dump_recipe
+from ibtrain.model.census import census
+from ibtrain.model.opening import EXPORT_REPORT, RECIPE_FILE, FoundModel
+from ibtrain.run_directory import sync_directory
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """Where an export lies and what was proven of it (see `ibtrain.export.proof`)."""
+
+    directory: Path
+    proof: dict[str, Any]
+
+    def sentence(self) -> str:
+        """Both for people."""
+        return (
+            f"{self.directory} is written. Opened again, the largest difference of a logit is "
+            f"{self.proof['max_abs_logit_error']:.1e} over {self.proof['answer_tokens']} answer "
+            f"tokens (largest logit {self.proof['max_abs_logit']:.3g})."
+        )
+
+
+def check_out(out: Path) -> None:
+    """Refuses an output that is there already.
+
+    Raises:
+        ValueError: when it is.
+    """
+    if out.exists() or out.is_symlink():
+        kind = "exists" if out.is_dir() else "is a file"
+        raise ValueError(
+            f"{out} {kind}, and an export replaces nothing; give the name of a new directory"
+        )
+
+
+@contextmanager
+def written_whole(out: Path) -> Iterator[Path]:
+    """A temporary directory beside `out` that takes its place when the block ends well, and is
+    removed when it does not.
+
+    Raises:
+        ValueError: when `out` is there already.
+        OSError: when the file system cannot take it.
+    """
+    check_out(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.writing-", dir=out.parent))
+    try:
+        yield temporary
+        _publish(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_report(
+    found: FoundModel, directory: Path, kind: str, written: dict[str, int], proof: dict[str, Any]
+) -> None:
+    """Writes export_report.json, and beside it the recipe where there is one.
+
+    Args:
+        found: the model.
+        directory: the export.
+        kind: its format.
+        written: numbers of shards, parameters and bytes.
+        proof: what was proven.
+    """
+    if found.recipe is not None:
+        (directory / RECIPE_FILE).write_text(dump_recipe(found.recipe), encoding="utf-8")
+    shapes = {name: source.shapes()[name] for name, source in found.sources.items()}
+    report = {
+        "format": kind,
+        "run": found.recipe.name if found.recipe is not None else None,
+        "step": found.step,
+        "language_model": found.config.text_config.model_type,
+        **written,
+        "base": found.base,
+        "census": [asdict(row) for row in census(found.sources, shapes)],
+        "ibtrain": __version__,
+        "transformers": transformers.__version__,
+        "torch": torch.__version__,
+        "proof": proof,
+    }
+    (directory / EXPORT_REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def _publish(temporary: Path, out: Path) -> None:
+    """Makes every file durable, then renames the directory into its place."""
+    for path in temporary.rglob("*"):
+        if path.is_dir():
+            sync_directory(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    temporary.chmod(0o755)
+    sync_directory(temporary)
+    check_out(out)
+    temporary.rename(out)
+    sync_directory(out.parent)

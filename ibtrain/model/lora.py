@@ -1,0 +1,127 @@
+"""Low-rank adapters of the language model, through peft.
+
+peft puts a layer of its own in the place of each adapted linear layer, which shows in parameter
+names (`q_proj.base_layer.weight`, `q_proj.lora_A.default.weight`). Everywhere outside the model a
+weight keeps the name that it has without adapters, and an adapter's weight is named as peft saves
+it (`q_proj.lora_A.weight`): `stored_name` takes the one to the other.
+
+Shapes: R rank, D width of a layer's input, E of its output: A is [R, D], B is [E, R].
+"""
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ibtrain.config import LoraSection
+
+ADAPTER = "default"
+"""peft's name of the one adapter that there is."""
+DEFAULT_TARGETS = {"llama": ("q_proj", "v_proj"), "t5": ("q", "v")}
+_BASE_LAYER, _ADAPTER_PART = ".base_layer.", f".{ADAPTER}."
+_A, _B = ".lora_A.weight", ".lora_B.weight"
+
+
+def stored_name(name: str) -> str:
+    """The name under which a parameter of a model with adapters is stored."""
+    return name.replace(_BASE_LAYER, ".").replace(_ADAPTER_PART, ".")
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a stored name is that of an adapter's weight."""
+    return name.endswith((_A, _B))
+
+
+def adapter_targets(lora: LoraSection, model_type: str) -> tuple[str, ...]:
+    """Names of the linear layers of a `model_type` language model that get an adapter."""
+    return lora.targets or DEFAULT_TARGETS[model_type]
+
+
+def peft_config(lora: LoraSection, model_type: str) -> Any:
+    """The settings in peft's form (a `LoraConfig`)."""
+    from peft import LoraConfig  # seconds to import, and only where there are adapters
+
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=sorted(adapter_targets(lora, model_type)),
+        bias="none",
+        task_type="SEQ_2_SEQ_LM" if model_type == "t5" else "CAUSAL_LM",
+        # Values come from a source, as all others do; peft's own initialisation would fail on
+        # tensors that are partitioned or have no storage.
+        init_lora_weights=False,
+    )
+
+
+def add_adapters(language_model: PreTrainedModel, lora: LoraSection) -> None:
+    """Puts an adapter beside every target, in place; their values are undefined.
+
+    Raises:
+        ValueError: when a target is no linear layer of the model.
+    """
+    from peft import inject_adapter_in_model
+
+    targets = adapter_targets(lora, language_model.config.model_type)
+    linear = {
+        name.rpartition(".")[2]
+        for name, module in language_model.named_modules()
+        if isinstance(module, nn.Linear)
+    }
+    unknown = sorted(set(targets) - linear)
+    if unknown:
+        raise ValueError(
+            f"model.lora.targets names {unknown[0]!r}, which is no linear layer of this language "
+            f"model; there are {', '.join(sorted(linear))}"
+        )
+    config = peft_config(lora, language_model.config.model_type)
+    inject_adapter_in_model(config, language_model, adapter_name=ADAPTER)
+
+
+def merged_weight(weight_ED: Tensor, a_RD: Tensor, b_ER: Tensor, lora: LoraSection) -> Tensor:
+    """The one weight [E, D] that does what a layer with its adapter does; dtype of `weight_ED`.
+
+    Computed in fp32: W + alpha / R * B A.
+    """
+    change_ED = (b_ER.float() @ a_RD.float()) * (lora.alpha / lora.rank)
+    return (weight_ED.float() + change_ED).to(weight_ED.dtype)
+
+
+def adapter_names(weight_name: str) -> tuple[str, str]:
+    """Stored names of A and B beside an adapted layer's weight (`….q_proj.weight`)."""
+    layer = weight_name.removesuffix(".weight")
+    return layer + _A, layer + _B
+
+
+class AdapterSource:
+    """Adapters before training, as peft begins: A uniform in ±1/sqrt(D), B zero, so that the model
+    does what it did without them. A function of (seed, name).
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], seed: int) -> None:
+        self.description = f"new adapters of seed {seed}"
+        self._shapes = {name: shape for name, shape in shapes.items() if is_adapter(name)}
+        self._seed = seed
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Every tensor's shape."""
+        return self._shapes
+
+    def get(self, name: str) -> Tensor:
+        """One tensor, on the CPU."""
+        shape = self._shapes[name]
+        if name.endswith(_B):
+            return torch.zeros(shape)
+        digest = hashlib.sha256(f"{self._seed}/{name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        bound = 1 / math.sqrt(shape[1])
+        return (torch.rand(shape, generator=generator) * 2 - 1) * bound
+
+
+def without_adapters(names: Iterable[str]) -> list[str]:
+    """Those stored names that a model without adapters has as well."""
+    return [name for name in names if not is_adapter(name)]
