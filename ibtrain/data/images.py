@@ -123,7 +123,8 @@ def encode_jpeg(
     height, width = levels.shape[:2]
     if short_side is not None and min(height, width) > short_side:
         scale = short_side / min(height, width)
-        levels = _resized(levels, round(height * scale), round(width * scale)).numpy()
+        resized_CHW = _resized(levels, round(height * scale), round(width * scale))
+        levels = resized_CHW.permute(1, 2, 0).numpy()
     if max(levels.shape) > _LONGEST_JPEG_SIDE:
         raise ValueError(f"{width} x {height} pixels, longer than a JPEG can be")
     data: bytes = simplejpeg.encode_jpeg(
@@ -133,12 +134,12 @@ def encode_jpeg(
 
 
 def _resized(levels: Levels, height: int, width: int) -> torch.Tensor:
-    """uint8 [height, width, 3], contiguous; bicubic, antialiased where it shrinks."""
+    """uint8 [3, height, width]; bicubic, antialiased where it shrinks."""
     source_1CHW = torch.from_numpy(levels).permute(2, 0, 1)[None]
     target_1CHW = torch.nn.functional.interpolate(
         source_1CHW, size=(height, width), mode="bicubic", antialias=True
     )
-    return target_1CHW[0].permute(1, 2, 0).contiguous()
+    return target_1CHW[0]
 
 
 def open_pixels(data: bytes, size: int, augmentation: Augmentation, random: Random) -> torch.Tensor:
@@ -165,20 +166,18 @@ def open_pixels(data: bytes, size: int, augmentation: Augmentation, random: Rand
             squashed = Image.fromarray(decode(data, header)).resize(
                 (size, size), Image.Resampling.BICUBIC
             )
-            square_HWC = torch.from_numpy(np.array(squashed))
+            square_CHW = torch.from_numpy(np.array(squashed)).permute(2, 0, 1)
         else:
-            square_HWC = _crop(data, header, size, random)
+            square_CHW = _crop(data, header, size, random)
     except DAMAGE as error:
         raise ValueError(f"not a readable image: {error}") from error
     if augmentation == "crop_flip" and random.random() < 0.5:
-        square_HWC = square_HWC.flip(1)
-    pixels_CHW = torch.empty(3, size, size)
-    torch.mul(square_HWC.permute(2, 0, 1), _FACTOR_311, out=pixels_CHW)
-    return pixels_CHW.add_(_OFFSET_311)
+        square_CHW = square_CHW.flip(2)
+    return torch.empty(3, size, size).copy_(square_CHW).mul_(_FACTOR_311).add_(_OFFSET_311)
 
 
 def _crop(data: bytes, header: Image.Image, size: int, random: Random) -> torch.Tensor:
-    """A random part, uint8 [size, size, 3], decoded at a scale that leaves enough of it."""
+    """A random part, uint8 [3, size, size], decoded at a scale that leaves enough of it."""
     left, top, width, height = _crop_box(header.width, header.height, random)
     reduction = max(1, min(width, height) // size)
     levels = decode(data, header, at_least=-(-min(header.size) // reduction))

@@ -134,7 +134,7 @@ def _merge(known: Known, out: Path, request: dict[str, Any], report: PrepareRepo
 
     Killed at any point, it does the rest the next time.
     """
-    entries = []
+    entries: list[dict[str, Any]] = []
     for part, made in sorted(known.reports.items()):
         for entry in made.shards:
             stored = _stored(entry)

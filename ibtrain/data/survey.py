@@ -61,9 +61,10 @@ class Plan:
                         found.append((int(number), key, line))
         if not (self.directory / _CONTENT).is_file():
             raise RuntimeError(f"{self.directory} was removed meanwhile; run the same again")
+        found.sort()
         first: dict[str, int] = {}
-        for number, key, _ in sorted(found):
-            first.setdefault(key, number)
+        for row in found:
+            first.setdefault(row[1], row[0])
         return [line for _, _, line in sorted(found, key=lambda row: (first[row[1]], row[0]))]
 
     def digest(self, part: int) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-Report = Callable[[int], None]
+Report = Callable[[int], object]
 
 
 def run_beside(

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
+
 from ibtrain.data.records import Answer, Record
 from ibtrain.data.shards import COLUMNS, COMPRESSION, HASHES, record_to_columns
 

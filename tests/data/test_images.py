@@ -152,19 +152,20 @@ def test_a_jpeg_decodes_as_with_pillow_bit_for_bit(subsampling: int, mode: str, 
 
 
 @pytest.mark.parametrize("size", [(640, 480), (500, 333), (2000, 1500), (289, 700)])
-def test_reencoding_is_as_near_to_the_plain_way_as_its_jpeg(tmp_path: Path, size: tuple[int, int]):
+def test_reencoding_loses_no_more_than_the_plain_way(tmp_path: Path, size: tuple[int, int]):
     path = tmp_path / "a.jpg"
     photo(*size).save(path, quality=92)
     found = np.asarray(opened(reencode(path)), np.int16)
     scale = 288 / min(size)
     wanted = (round(size[0] * scale), round(size[1] * scale))
     exact = Image.open(path).resize(wanted, Image.Resampling.BICUBIC)
-    assert found.shape == (wanted[1], wanted[0], 3)
     plain = np.asarray(opened(encoded(exact, quality=90)), np.int16)
-    error = np.abs(found - plain)
-    # Decoded whole, the levels before encoding differ by one at most; decoded at a half or less,
-    # by the difference between two ways to average.
-    assert error.mean() < 0.5 and error.max() <= 16
+    assert found.shape == (wanted[1], wanted[0], 3)
+    # libjpeg-turbo's encoder rounds otherwise than Pillow asks it to, and an image of four times
+    # the size is averaged by halves first.
+    assert np.abs(found - plain).mean() < 1.5 and np.abs(found - plain).max() <= 16
+    lost = [np.abs(levels - np.asarray(exact, np.int16)).mean() for levels in (found, plain)]
+    assert lost[0] < lost[1] * (1.02 if min(size) < 4 * 288 else 1.3)
 
 
 @pytest.mark.parametrize("form", [(640, 480), (288, 384), (30, 20), (1500, 1200)])
@@ -176,9 +177,10 @@ def test_crops_equal_the_same_box_through_pillow(form: tuple[int, int]):
     expected = open_pixels(
         encoded(box.resize((224, 224), Image.Resampling.BICUBIC), "PNG"), 224, "resize", Random(0)
     )
-    error = (found - expected).abs() * 69  # a level is 1 / 69 at least
-    assert error.mean() < (0.01 if min(width, height) < 448 else 2)
-    assert error.max() < (1.5 if min(width, height) < 448 else 20)
+    error = (found - expected).abs() * 69  # in levels: one is 1 / 69 at most
+    # Twice as large or more, it is decoded at a half: the grain is averaged otherwise.
+    assert error.mean() < (0.02 if min(width, height) < 448 else 4)
+    assert error.max() < (1.1 if min(width, height) < 448 else 20)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

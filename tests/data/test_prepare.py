@@ -214,18 +214,19 @@ def test_the_bytes_depend_neither_on_workers_nor_on_portions(tmp_path: Path, sma
     assert whole(raw, tmp_path / "3", portion=(3, 3), budget=0.1) == reports[2]
 
 
+@pytest.mark.timeout(900)
 def test_portions_in_processes_side_by_side_equal_one_run(tmp_path: Path):
     raw = conversations(tmp_path / "raw", count=60, images=60, size=(300, 200))
     processes = [
         start(tmp_path, raw, tmp_path / "parts", "--part", f"{index}/3") for index in (1, 2, 3)
     ]
-    outputs = [process.communicate(timeout=250) for process in processes]
+    outputs = [process.communicate(timeout=600) for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], outputs
     documents = [json.loads(out) for out, _ in outputs]
     assert sum(document["complete"] for document in documents) >= 1
     assert {"written", "dropped", "quarantined", "shards"} <= set(documents[0])
     process = start(tmp_path, raw, tmp_path / "one")
-    assert process.wait(timeout=250) == 0
+    assert process.wait(timeout=600) == 0
     assert contents(tmp_path / "parts") == contents(tmp_path / "one")
     assert verify(tmp_path / "one", progress=False).records == 60
 
@@ -242,9 +243,10 @@ def start(tmp_path: Path, raw: Path, out: Path, *options: str) -> "subprocess.Po
     )
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_after_a_kill_finished_parts_are_not_touched(tmp_path: Path, workers: str):
-    raw = conversations(tmp_path / "raw", count=90, images=90, size=(1400, 1000))
+    raw = conversations(tmp_path / "raw", count=48, images=48, size=(900, 700))
     out = tmp_path / "out"
     process = start(tmp_path, raw, out, "--workers", workers)
     wait_until(lambda: len(list(out.glob(".parts/part-*/part.json"))) >= 2, process)
@@ -252,16 +254,15 @@ def test_after_a_kill_finished_parts_are_not_touched(tmp_path: Path, workers: st
     process.wait()
     with pytest.raises(ValueError, match=r"index\.json"):
         check_index(out)
-    states = {path.name: identity(path) for path in out.glob(".parts/part-*/shard.*")}
     stored = [identity(path) for path in sorted(out.glob(".parts/part-*/shard.*"))]
-    assert states and not (out / "index.json").exists()
+    assert stored and not (out / "index.json").exists()
     again = start(tmp_path, raw, out, "--workers", workers)
-    text, errors = again.communicate(timeout=250)
+    text, errors = again.communicate(timeout=600)
     assert again.returncode == 0, errors
-    assert json.loads(text)["written"] == 90
+    assert json.loads(text)["written"] == 48
     assert set(stored) <= {identity(path) for path in out.glob("shard.*")}
     undisturbed = start(tmp_path, raw, tmp_path / "undisturbed")
-    assert undisturbed.wait(timeout=250) == 0
+    assert undisturbed.wait(timeout=600) == 0
     assert contents(out) == contents(tmp_path / "undisturbed")
 
 
@@ -271,7 +272,7 @@ def identity(path: Path) -> tuple[int, int]:
 
 
 def wait_until(condition: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 600
     while not condition():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
