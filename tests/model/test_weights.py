@@ -71,6 +71,26 @@ def test_a_missing_shard(sharded):
         SafetensorsSource.of_directory(sharded)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn, torch.int64])
+def test_weights_are_floating_point(tmp_path, dtype):
+    save_file({"one": torch.zeros(2, dtype=dtype)}, tmp_path / SINGLE_NAME)
+    with pytest.raises(ValueError, match=r"model\.safetensors: one is .*, and weights are F32"):
+        SafetensorsSource.of_directory(tmp_path)
+
+
+def test_a_shard_of_another_dtype_is_named(tmp_path):
+    files = [tmp_path / f"{number}.safetensors" for number in range(3)]
+    for number, file in enumerate(files):
+        dtype = torch.float16 if number == 1 else torch.bfloat16
+        own = {
+            f"layers.{number}.weight": torch.ones(2, dtype=dtype),
+            f"norm{number}x": torch.ones(1),
+        }
+        save_file(own, file)
+    with pytest.raises(ValueError, match=r"1\.safetensors: layers\.1\.weight is F16, .* is BF16"):
+        SafetensorsSource(files, "base")
+
+
 @pytest.mark.parametrize("kept", [0, 4, 30, -1])
 def test_a_truncated_file(sharded, kept):
     file = sharded / "model-00002-of-00002.safetensors"
