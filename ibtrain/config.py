@@ -84,7 +84,7 @@ class Parts(Section):
     """
 
     bert: Path
-    """bert-base-uncased: the Q-Former's tokenizer, and where no file below has them, its weights."""
+    """bert-base-uncased: the Q-Former's tokenizer, and its weights where no file below has them."""
     language: Path | None = None
     """The language model: a Llama's or T5's directory; default: the one in `stage2`."""
     vision: Path | None = None

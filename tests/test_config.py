@@ -34,7 +34,10 @@ EXPECTED = {
     "sharding": "zero3",
     "model": {
         "base": "bases/vicuna",
+        "parts": None,
         "random_base": None,
+        "allow_download": False,
+        "language_release": None,
         "instruction_aware": True,
         "train_parts": {
             "vision": "frozen",
@@ -42,7 +45,9 @@ EXPECTED = {
             "projection": "full",
             "language": "frozen",
         },
+        "lora": None,
         "precision": "bf16",
+        "gradient_checkpointing": False,
     },
     "data": {
         "mixture": [
@@ -202,7 +207,11 @@ def test_a_dumped_random_base_loads_equal(write):
         ("name: small", "name: small\nmodell: {}", "unknown key 'modell'; did you mean 'model'?"),
         ("name: small", "name: small\nseed: -1", "seed: Input should be greater than or equal"),
         ("training:\n", "training: 3\nx:\n", "training: Input should be a valid dictionary"),
-        ("  base: bases/vicuna", "  precision: fp32", "give exactly one of base, parts and random_base"),
+        (
+            "  base: bases/vicuna",
+            "  precision: fp32",
+            "give exactly one of base, parts and random_base",
+        ),
         (
             "  base: bases/vicuna",
             "  base: b\n  precision: fp16",

@@ -170,12 +170,17 @@ def transformers_twin(model: InstructBlip) -> InstructBlipForConditionalGenerati
     twin = InstructBlipForConditionalGeneration(
         InstructBlipConfig.from_dict(model.config.to_dict())
     )
-    language = twin.language_model
-    if hasattr(language, "shared") and language.lm_head.weight is language.shared.weight:
-        # transformers 5 makes one tensor of the two until weights that differ are loaded.
-        language.lm_head = nn.Linear(*language.lm_head.weight.shape[::-1], bias=False)
+    untie(twin.language_model)
     twin.load_state_dict(model.state_dict(), strict=True)
     return twin.to(next(model.parameters()).dtype).eval()
+
+
+def untie(language_model: nn.Module) -> None:
+    """Gives a Flan-T5 its second embedding: transformers 5 makes one tensor of the two until
+    weights that differ are loaded by `from_pretrained`."""
+    shared = getattr(language_model, "shared", None)
+    if shared is not None and language_model.lm_head.weight is shared.weight:
+        language_model.lm_head = nn.Linear(*shared.weight.shape[::-1], bias=False)
 
 
 class IdTokenizer:

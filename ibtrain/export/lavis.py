@@ -92,7 +92,7 @@ def write_torch_file(
         for name, tensor in tensors():
             opened.seek(laid_out[name].untyped_storage()._checkpoint_offset)
             values = tensor.detach().contiguous().flatten().view(torch.uint8)
-            opened.write(memoryview(values.numpy()))
+            opened.write(values.numpy().data)
             written["parameters"] += tensor.numel()
             written["bytes"] += tensor.nbytes
     return written

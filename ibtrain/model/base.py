@@ -114,7 +114,7 @@ def record_base(
 
 def is_blip2(directory: Path) -> bool:
     """Whether a directory is in BLIP-2 format, whose Q-Former reads no instruction."""
-    return read_model_type(directory) == Blip2Config.model_type
+    return bool(read_model_type(directory) == Blip2Config.model_type)
 
 
 def directory_config(directory: Path) -> InstructBlipConfig:

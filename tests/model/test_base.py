@@ -2,11 +2,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import Blip2Config, Blip2ForConditionalGeneration, InstructBlipProcessor
 
 from ibtrain.config import ModelSection
-from ibtrain.model.base import base_config, base_directory, base_sources
+from ibtrain.data.tokenization import InstructionTokenizer
+from ibtrain.model.base import base_config, base_directory, base_sources, record_base
 from ibtrain.model.weights import RandomSource, choose_sources, parameter_shapes
-from tests.tiny import tiny_architecture, tiny_config, tiny_model, transformers_twin
+from tests.tiny import (
+    tiny_architecture,
+    tiny_config,
+    tiny_model,
+    transformers_twin,
+    vocabularies,
+)
 
 
 def random_section(**changes) -> ModelSection:
@@ -61,3 +69,71 @@ def test_an_unknown_language_model_is_named():
 def test_a_base_that_is_not_there(tmp_path):
     with pytest.raises(ValueError, match=r"it has no config\.json"):
         base_config(ModelSection(base=tmp_path / "absent"))
+
+
+def test_a_blip2_directory(tmp_path, tiny_processor):
+    """Its Q-Former reads no text and has no tokenizer."""
+    sections = tiny_architecture(**vocabularies(tiny_processor))
+    config = Blip2Config(
+        vision_config=sections["vision"],
+        qformer_config=sections["qformer"],
+        text_config=sections["language"] | {"model_type": "llama"},
+        num_query_tokens=3,
+        image_token_index=5,
+    )
+    theirs = Blip2ForConditionalGeneration(config)
+    theirs.save_pretrained(tmp_path)
+    processor = InstructBlipProcessor.from_pretrained(tiny_processor)
+    processor.tokenizer.save_pretrained(tmp_path)
+    processor.image_processor.save_pretrained(tmp_path)
+    section = ModelSection(base=tmp_path, instruction_aware=False)
+    config = base_config(section)
+    chosen = choose_sources(config, False, base_sources(section, config, 0))
+    state = theirs.state_dict()
+    for name, source in chosen.items():
+        stored = name.replace("qformer.embeddings.layernorm", "qformer.layernorm")
+        assert torch.equal(source.get(name), state[stored]), name
+    tokenizer = InstructionTokenizer.from_directory(base_directory(section))
+    assert len(tokenizer.instruction("a red circle").language) > 1
+    record_base(section, config, tokenizer, 0)
+    aware = ModelSection(base=tmp_path)
+    with pytest.raises(ValueError, match=r"stay random.*Q-Former text path; .*parts\.stage1"):
+        choose_sources(config, True, base_sources(aware, config, 0))
+
+
+def test_a_hub_name_is_looked_up_in_the_local_cache_alone(tmp_path, monkeypatch):
+    section = ModelSection(base=Path("nobody/no-such-model"))
+    with pytest.raises(
+        ValueError, match=r"nothing is fetched unless model\.allow_download is true"
+    ):
+        base_config(section)
+    asked = {}
+
+    def snapshot(name, **how):
+        asked.update(how, name=name)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    tiny_config().save_pretrained(tmp_path)
+    assert base_config(section).text_config.hidden_size == 32
+    assert (asked["name"], asked["local_files_only"]) == ("nobody/no-such-model", True)
+    base_config(section.model_copy(update={"allow_download": True}))
+    assert asked["local_files_only"] is False
+
+
+def test_a_raw_delta_is_named(tmp_path):
+    model = tiny_model(tiny_config())
+    model.language_model.model.norm.weight.data.mul_(0.001)
+    transformers_twin(model).save_pretrained(tmp_path)
+    section = ModelSection(base=tmp_path)
+    with pytest.raises(ValueError, match="is a raw delta, not a model"):
+        base_sources(section, base_config(section), 0)
+
+
+def test_a_release_that_is_asked_for_is_checked(tmp_path):
+    config = tiny_config()
+    config.text_config.max_position_embeddings = 4096
+    transformers_twin(tiny_model(config)).save_pretrained(tmp_path)
+    section = ModelSection(base=tmp_path, language_release="vicuna-v1.1")
+    with pytest.raises(ValueError, match=r"Llama 2 as Vicuna v1\.5"):
+        base_sources(section, base_config(section), 0)

@@ -8,9 +8,12 @@ from transformers import (
     Blip2QFormerConfig,
     InstructBlipConfig,
     LlamaForCausalLM,
+    T5ForConditionalGeneration,
 )
 
+from ibtrain.config import LoraSection
 from ibtrain.model.instructblip import InstructBlip, part_of
+from ibtrain.model.lora import is_adapter
 from ibtrain.model.weights import parameter_shapes, set_trainable
 from tests.model.parity import (
     EQUAL,
@@ -26,7 +29,7 @@ from tests.model.parity import (
     pad_language,
     relative_error,
 )
-from tests.tiny import tiny_config, tiny_model, transformers_twin
+from tests.tiny import tiny_config, tiny_model, transformers_twin, untie
 
 SIZES = {
     "tiny": {},
@@ -39,7 +42,15 @@ SIZES = {
         "language_heads": 6,
         "language_key_heads": 2,
     },
-    "vision heads of 88": {"vision_width": 176, "qformer_layers": 2, "image_size": 24},
+    "vision heads of 88, 257 image tokens, grouped keys": {
+        "vision_width": 176,
+        "vision_layers": 1,
+        "qformer_layers": 2,
+        "image_size": 224,
+        "patch_size": 14,
+        "language_heads": 8,
+        "language_key_heads": 2,
+    },
     "one layer each, one query": {
         "vision_layers": 1,
         "qformer_layers": 1,
@@ -48,7 +59,26 @@ SIZES = {
         "language_key_heads": 1,
     },
     "four Q-Former layers": {"qformer_layers": 4, "qformer_heads": 4, "query_tokens": 5},
+    "T5": {"language": "t5"},
+    "T5, odd widths, a deeper decoder": {
+        "language": "t5",
+        "qformer_width": 15,
+        "qformer_heads": 3,
+        "language_width": 35,
+        "language_heads": 5,
+        "decoder_layers": 3,
+    },
+    "T5, vision heads of 88, 257 image tokens": {
+        "language": "t5",
+        "vision_width": 176,
+        "vision_layers": 1,
+        "qformer_layers": 2,
+        "image_size": 224,
+        "patch_size": 14,
+        "query_tokens": 32,
+    },
 }
+FAMILIES = ("llama", "t5")
 BATCHES = {
     "mixed lengths": MIXED,
     "equal lengths": EQUAL,
@@ -61,13 +91,19 @@ BATCHES = {
 }
 
 
+def drawn_model(config: InstructBlipConfig, **options) -> InstructBlip:
+    """A T5 does not scale its scores: with large weights its softmax magnifies every rounding."""
+    deviation = 0.1 if config.text_config.is_encoder_decoder else 0.2
+    return tiny_model(config, deviation=deviation, **options)
+
+
 def compare_with_transformers(
     config: InstructBlipConfig,
     lengths: tuple[Lengths, ...],
     dtype: torch.dtype,
     tolerance: float,
 ) -> None:
-    ours = tiny_model(config, dtype=dtype)
+    ours = drawn_model(config, dtype=dtype)
     twin = transformers_twin(ours)
     samples = draw_samples(config, lengths)
     batch, inputs = pack(config, samples), pad(config, samples)
@@ -93,9 +129,11 @@ def test_logits_loss_and_every_gradient_are_those_of_transformers(size, lengths)
     compare_with_transformers(tiny_config(**SIZES[size]), BATCHES[lengths], torch.float32, 1e-5)
 
 
-@pytest.mark.parametrize("size", ["tiny", "odd widths, grouped keys"])
+@pytest.mark.parametrize("size", ["tiny", "odd widths, grouped keys", "T5"])
 def test_parity_in_double_precision(size):
-    compare_with_transformers(tiny_config(**SIZES[size]), MIXED, torch.float64, 1e-6)
+    """transformers' T5 takes its softmax in fp32 whatever the weights are."""
+    tolerance = 3e-6 if size == "T5" else 1e-6
+    compare_with_transformers(tiny_config(**SIZES[size]), MIXED, torch.float64, tolerance)
 
 
 def blip2_twin(ours: InstructBlip) -> Blip2ForConditionalGeneration:
@@ -113,6 +151,7 @@ def blip2_twin(ours: InstructBlip) -> Blip2ForConditionalGeneration:
             image_token_index=config.image_token_index,
         )
     )
+    untie(twin.language_model)
     twin.load_state_dict({blip2_name(name): value for name, value in ours.state_dict().items()})
     return twin.eval()
 
@@ -121,11 +160,11 @@ def blip2_name(name: str) -> str:
     return name.replace("qformer.embeddings.layernorm", "qformer.layernorm")
 
 
-@pytest.mark.parametrize("size", ["tiny", "odd widths, grouped keys"])
+@pytest.mark.parametrize("size", ["tiny", "odd widths, grouped keys", "T5"])
 @pytest.mark.parametrize("lengths", BATCHES)
 def test_without_instructions_it_is_blip2(size, lengths):
     config = tiny_config(**SIZES[size])
-    ours = tiny_model(config, instruction_aware=False)
+    ours = drawn_model(config, instruction_aware=False)
     twin = blip2_twin(ours)
     samples = draw_samples(config, BATCHES[lengths])
     batch, inputs = pack(config, samples), pad(config, samples)
@@ -152,8 +191,9 @@ def test_the_instruction_reaches_the_visual_tokens_only_when_asked():
         assert torch.equal(first, second) is not aware
 
 
-def test_a_batch_without_images_trains_the_language_model_alone():
-    config = tiny_config()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_batch_without_images_trains_the_language_model_alone(family):
+    config = tiny_config(language=family)
     model = tiny_model(config)
     samples = draw_samples(config, (Lengths(0, 6, 3, 2), Lengths(0, 3, 5, 4)))
     batch = pack(config, samples)
@@ -164,7 +204,9 @@ def test_a_batch_without_images_trains_the_language_model_alone():
         if part_of(name) != "language":
             assert (parameter.grad == 0).all(), name
 
-    alone = LlamaForCausalLM(config.text_config).eval()
+    kind = T5ForConditionalGeneration if family == "t5" else LlamaForCausalLM
+    alone = kind(config.text_config).eval()
+    untie(alone)
     alone.load_state_dict(model.language_model.state_dict())
     theirs = alone(**pad_language(config, samples))
     assert model(batch).mean().item() == pytest.approx(theirs.loss.item(), rel=1e-5)
@@ -182,8 +224,9 @@ def test_text_layers_run_without_text():
     assert (model.qformer.embeddings.word_embeddings.weight.grad == 0).all()
 
 
-def test_a_text_only_sample_is_the_same_beside_images():
-    config = tiny_config()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_text_only_sample_is_the_same_beside_images(family):
+    config = tiny_config(language=family)
     model = tiny_model(config, dtype=torch.float64)
     samples = draw_samples(config, FRAMES_AND_TEXT)
     among = pack(config, samples)
@@ -194,9 +237,10 @@ def test_a_text_only_sample_is_the_same_beside_images():
     )
 
 
+@pytest.mark.parametrize("size", ["odd widths, grouped keys", "T5, odd widths, a deeper decoder"])
 @pytest.mark.parametrize("lengths", BATCHES)
-def test_a_sample_loses_the_same_alone_and_among_others(lengths):
-    config = tiny_config(**SIZES["odd widths, grouped keys"])
+def test_a_sample_loses_the_same_alone_and_among_others(size, lengths):
+    config = tiny_config(**SIZES[size])
     model = tiny_model(config, dtype=torch.float64)
     samples = draw_samples(config, BATCHES[lengths])
     together = pack(config, samples)
@@ -207,9 +251,10 @@ def test_a_sample_loses_the_same_alone_and_among_others(lengths):
         torch.testing.assert_close(got, alone, rtol=1e-6, atol=1e-6)
 
 
-def test_nothing_leaks_between_packed_samples():
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nothing_leaks_between_packed_samples(family):
     """With other content of the same lengths around it, a sample loses the same, bit for bit."""
-    config = tiny_config()
+    config = tiny_config(language=family)
     model = tiny_model(config)
     samples, others = (draw_samples(config, MIXED, seed) for seed in (0, 1))
     for index in range(len(samples)):
@@ -237,8 +282,9 @@ def test_frames_are_read_one_by_one_and_keep_their_order():
     assert torch.equal(embedded[12:15], table[instruction])
 
 
-def test_bfloat16_is_near():
-    config = tiny_config()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bfloat16_is_near(family):
+    config = tiny_config(language=family)
     model = tiny_model(config)
     batch = pack(config, draw_samples(config, MIXED))
     exact = model(batch)
@@ -273,9 +319,61 @@ def test_an_unknown_parameter_has_none():
 PAPER = {"vision": "frozen", "qformer": "full", "projection": "full", "language": "frozen"}
 
 
-def test_what_is_trained_gets_the_gradients_it_has_when_everything_is():
-    config = tiny_config()
-    model = tiny_model(config)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("parts", ["frozen", "full"])
+def test_gradient_checkpointing_changes_no_gradient(family, parts):
+    """Dropout is drawn again as it was, and nothing that is frozen gets any."""
+    config = tiny_config(language=family, dropout=0.1)
+    batch = pack(config, draw_samples(config, MIXED))
+    found = []
+    for recompute in (False, True):
+        model = drawn_model(config)
+        set_trainable(model, {**PAPER, "vision": parts, "language": parts})
+        model.recompute = recompute
+        model.train()
+        calls = count_calls(model)
+        torch.manual_seed(3)
+        losses = model(batch)
+        assert all(count == 1 for count in calls.values())
+        losses.sum().backward()
+        again = {name for name, count in calls.items() if count == 2}
+        assert again == (set(calls) if recompute else set()) - (
+            {"vision"} if parts == "frozen" else set()
+        )
+        found.append((losses, {name: p.grad for name, p in model.trainable()}))
+    assert torch.equal(found[0][0], found[1][0])
+    for name, gradient in found[0][1].items():
+        assert torch.equal(gradient, found[1][1][name]), name
+
+
+def count_calls(model: InstructBlip) -> dict[str, int]:
+    """How often a linear layer within each checkpointed part has run."""
+    language = model.language_model
+    if model.config.text_config.is_encoder_decoder:
+        watched = {
+            "encoder": language.encoder.block[0].layer[0].SelfAttention.q,
+            "decoder": language.decoder.block[1].layer[1].EncDecAttention.k,
+        }
+    else:
+        watched = {"decoder": language.model.layers[0].mlp.up_proj}
+    watched["vision"] = model.vision_model.encoder.layers[0].mlp.fc1
+    counts = dict.fromkeys(watched, 0)
+
+    def count(name: str):
+        def hook(*_) -> None:
+            counts[name] += 1
+
+        return hook
+
+    for name, module in watched.items():
+        module.register_forward_hook(count(name))
+    return counts
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_trained_gets_the_gradients_it_has_when_everything_is(family):
+    config = tiny_config(language=family)
+    model = drawn_model(config)
     batch = pack(config, draw_samples(config, MIXED))
     everything = gradients(model, model(batch).sum())
     set_trainable(model, PAPER)
@@ -285,11 +383,9 @@ def test_what_is_trained_gets_the_gradients_it_has_when_everything_is():
         name for name, _ in model.named_parameters() if part_of(name) in ("qformer", "projection")
     ]
     assert "vision_model.post_layernorm.weight" in trained
-    for name, parameter in model.named_parameters():
-        if name in trained:
-            torch.testing.assert_close(parameter.grad, everything[name], msg=name)
-        else:
-            assert parameter.grad is None, name
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert list(found) == trained
+    assert_same_gradients(found, {name: everything[name] for name in trained}, 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -337,54 +433,78 @@ def test_images_of_another_size_are_refused():
         tiny_model(tiny_config(image_size=24))(batch)
 
 
-def published(**language: int) -> InstructBlipConfig:
-    """The released models: transformers' defaults with the Q-Former's 30523 tokens."""
-    return InstructBlipConfig(
+def published(instruction_aware: bool = True, **language) -> dict[str, int]:
+    """Parameters of a released model: transformers' defaults and a Q-Former of 30523 tokens."""
+    config = InstructBlipConfig(
         vision_config={},
         qformer_config={"vocab_size": 30523},
-        text_config={"model_type": "llama", "vocab_size": 32000, **language},
+        text_config=language,
         num_query_tokens=32,
     )
+    shapes = parameter_shapes(config, instruction_aware)
+    return {name: math.prod(shape) for name, shape in shapes.items()}
 
 
-VICUNA_13B = {
+def counted(counts: dict[str, int], *prefixes: str) -> int:
+    return sum(size for name, size in counts.items() if name.startswith(prefixes))
+
+
+VICUNA_7B = {"model_type": "llama", "vocab_size": 32001}
+VICUNA_13B = VICUNA_7B | {
     "hidden_size": 5120,
     "intermediate_size": 13824,
     "num_hidden_layers": 40,
     "num_attention_heads": 40,
 }
+FLAN_T5_XL = {
+    "model_type": "t5",
+    "d_model": 2048,
+    "d_ff": 5120,
+    "num_layers": 24,
+    "num_heads": 32,
+    "feed_forward_proj": "gated-gelu",
+    "dense_act_fn": "gelu",
+    "tie_word_embeddings": False,
+}
+FLAN_T5_XXL = FLAN_T5_XL | {"d_model": 4096, "d_ff": 10240, "num_heads": 64}
 
 
 @pytest.mark.parametrize(
     ("language", "projection", "trainable", "language_total", "total"),
     [
-        ({}, 3_149_824, 188_837_376, 6_738_423_808, 7_913_210_624),
+        (VICUNA_7B, 3_149_824, 188_837_376, 6_738_423_808, 7_913_210_624),
         (VICUNA_13B, 3_937_280, 189_624_832, 13_015_874_560, 14_191_448_832),
+        # Counted tied, and the second embedding that the released models have.
+        (FLAN_T5_XL, 1_574_912, 187_262_464, 2_783_959_040 + 65_798_144, 4_022_969_088),
+        (FLAN_T5_XXL, 3_149_824, 188_837_376, 11_003_736_064 + 131_596_288, 12_310_119_168),
     ],
-    ids=["7B", "13B"],
+    ids=["7B", "13B", "XL", "XXL"],
 )
 def test_published_sizes(language, projection, trainable, language_total, total):
     """The counts of the released models (with Vicuna's 32001 tokens)."""
-    counts = {
-        name: math.prod(shape)
-        for name, shape in parameter_shapes(published(**language, vocab_size=32001)).items()
-    }
-
-    def count(*prefixes: str) -> int:
-        return sum(size for name, size in counts.items() if name.startswith(prefixes))
-
-    assert count("vision_model.") == 985_952_256
-    assert count("vision_model.post_layernorm.") == 2_816
-    assert count("qformer.") == 185_660_160
-    assert count("query_tokens") == 24_576
-    assert count("language_projection.") == projection
-    assert count("language_model.") == language_total
+    counts = published(**language)
+    assert counted(counts, "vision_model.") == 985_952_256
+    assert counted(counts, "vision_model.post_layernorm.") == 2_816
+    assert counted(counts, "qformer.") == 185_660_160
+    assert counted(counts, "query_tokens") == 24_576
+    assert counted(counts, "language_projection.") == projection
+    assert counted(counts, "language_model.") == language_total
     paper = [size for name, size in counts.items() if part_of(name) in ("qformer", "projection")]
     assert sum(paper) == trainable
     assert sum(counts.values()) == total
 
 
 def test_published_size_without_instructions():
-    shapes = parameter_shapes(published(), instruction_aware=False)
-    qformer = [shape for name, shape in shapes.items() if name.startswith("qformer.")]
-    assert sum(map(math.prod, qformer)) == 105_137_664
+    assert counted(published(False, **VICUNA_7B), "qformer.") == 105_137_664
+
+
+def test_published_size_of_adapters():
+    """Rank 16 beside every linear layer of a 13B: 16 times inputs and outputs together."""
+    config = InstructBlipConfig(
+        vision_config={}, qformer_config={"vocab_size": 30523}, text_config=VICUNA_13B
+    )
+    targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    shapes = parameter_shapes(config, lora=LoraSection(rank=16, targets=targets))
+    adapters = sum(math.prod(shape) for name, shape in shapes.items() if is_adapter(name))
+    assert adapters == 40 * 16 * (4 * (5120 + 5120) + 3 * (5120 + 13824)) == 62_586_880
+    assert sum(map(math.prod, shapes.values())) == 14_191_448_832 + adapters

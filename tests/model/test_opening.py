@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import InstructBlipForConditionalGeneration
 
+from ibtrain.config import dump_recipe
 from ibtrain.data.collate import Sample, collate
 from ibtrain.model.opening import OpenedModel, find_model, open_model
 from ibtrain.model.sources import from_blip2_name, to_blip2_name
@@ -18,7 +19,7 @@ from tests.tiny import (
     vocabularies,
     write_tiny_base,
 )
-from tests.tiny_run import write_tiny_run
+from tests.tiny_run import tiny_recipe, write_tiny_run
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +156,39 @@ def test_what_is_no_model_is_said_so(tmp_path):
         open_model(tmp_path)
     (tmp_path / "recipe.yaml").write_text("name: x\n")
     with pytest.raises(ValueError, match="has no checkpoint yet"):
+        open_model(tmp_path)
+
+
+def test_a_base_that_changed_is_refused(base, tmp_path):
+    moved = copied(base, tmp_path / "moved")
+    write_tiny_run(tmp_path / "run", base=moved)
+    weights = load_file(moved / SINGLE_NAME)
+    name = "language_model.lm_head.weight"
+    save_file(weights | {name: -weights[name]}, moved / SINGLE_NAME, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"trained on another base: the weights of base .*moved"):
+        open_model(tmp_path / "run")
+    save_file(weights, moved / SINGLE_NAME, metadata={"format": "pt"})
+    open_model(tmp_path / "run")
+    file = moved / "qformer_tokenizer/tokenizer.json"
+    content = json.loads(file.read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["another"] = vocabulary.pop(max(vocabulary, key=vocabulary.__getitem__))
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="trained on another base: the tokenizers of"):
+        open_model(tmp_path / "run")
+
+
+def test_a_recipe_is_its_base(base, tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(dump_recipe(tiny_recipe(tmp_path / "run", base=base)))
+    opened, untouched = open_model(file), load_file(base / SINGLE_NAME)
+    for name, parameter in opened.model.named_parameters():
+        assert torch.equal(parameter, untouched[name]), name
+
+
+def test_an_adapter_of_somebody_else_is_no_model(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="is an adapter that ibtrain did not export"):
         open_model(tmp_path)
 
 
