@@ -8,6 +8,8 @@ import contextlib
 import multiprocessing
 import resource
 import signal
+import threading
+import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
@@ -30,6 +32,7 @@ from ibtrain.data.shard_cache import BadShardError, ShardCache
 from ibtrain.data.tokenization import InstructionTokenizer
 
 _PREFETCH = 2  # batches per worker
+_POLL_SECONDS = 5.0  # how often it is looked whether workers live
 _MOST_REPLACEMENTS = 1000
 
 
@@ -271,7 +274,7 @@ class MixtureLoader:
             collate_fn=_as_it_is,
             pin_memory=torch.cuda.is_available(),
             prefetch_factor=_PREFETCH if workers else None,
-            timeout=self._timeout,
+            timeout=min(_POLL_SECONDS, self._timeout),
             worker_init_fn=_leave_signals_to_the_training_process,
         )
         self._shares: Generator[list[Batch]] | None = None
@@ -302,14 +305,16 @@ class MixtureLoader:
 
     def _iterate(self) -> Generator[list[Batch]]:
         others = set(multiprocessing.active_children())
+        handler = signal.getsignal(signal.SIGCHLD)
         shares = iter(self._loader)
+        if threading.current_thread() is threading.main_thread():
+            # torch would raise wherever this process is when a worker dies, in the middle of a
+            # collective for example; it is noticed as well where its batch is waited for.
+            signal.signal(signal.SIGCHLD, handler)
         self._workers = set(multiprocessing.active_children()) - others
         try:
             while True:
-                try:
-                    share = next(shares)
-                except RuntimeError as error:
-                    raise BadDataError(self._explained(error)) from error
+                share = self._next(shares)
                 self._incidents += share.incidents
                 if share.failure is not None:
                     raise BadDataError(share.failure)
@@ -317,7 +322,17 @@ class MixtureLoader:
         finally:
             del shares
 
-    def _explained(self, error: RuntimeError) -> str:
+    def _next(self, shares: Iterator[_Share]) -> _Share:
+        end = time.monotonic() + self._timeout
+        while True:
+            try:
+                return next(shares)
+            except (RuntimeError, OSError, EOFError) as error:
+                # A worker that dies in the middle of a batch resets the connection to it.
+                if "timed out" not in str(error) or time.monotonic() >= end:
+                    raise BadDataError(self._explained(error)) from error
+
+    def _explained(self, error: Exception) -> str:
         """One sentence for what the loader says of its workers."""
         text = " ".join(str(error).split())
         if "timed out" in text:
@@ -325,7 +340,8 @@ class MixtureLoader:
                 f"no batch came within {self._timeout:g} seconds: a disk or an object store does "
                 "not answer; look at it, or raise data.worker_timeout"
             )
-        if "exited unexpectedly" in text or "killed by signal" in text:
+        died = "exited unexpectedly" in text or "killed by signal" in text
+        if died or isinstance(error, OSError | EOFError):
             return (
                 f"a process that reads data died ({text}); if memory was short, lower data.workers"
             )

@@ -1,5 +1,9 @@
 import json
+import multiprocessing
+import os
 import shutil
+import signal
+import time
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -429,6 +433,32 @@ def test_the_ledger_counts_each_sample_once(written: Path) -> None:
     ledger.enter(incident("record", "y", 5))
     with pytest.raises(BadDataError, match=r"^9 of 40 samples of big cannot be read"):
         ledger.check()
+
+
+@pytest.mark.parametrize(
+    ("sent", "said"),
+    [
+        (signal.SIGKILL, "a process that reads data died"),
+        (signal.SIGSTOP, "no batch came within 2 seconds"),
+    ],
+)
+def test_a_worker_that_dies_or_stands_still(written: Path, sent: int, said: str) -> None:
+    """It is told of where the batch is waited for, and nowhere else; then no worker is left."""
+    recipe = recipe_of(written, workers=1, worker_timeout=2)
+    loader = MixtureLoader(
+        recipe, resolved(recipe), Tokens(), 2, rank=0, world=1, cache=written / "cache"
+    )
+    before = set(multiprocessing.active_children())
+    shares = iter(loader)
+    next(shares)
+    (worker,) = set(multiprocessing.active_children()) - before
+    os.kill(worker.pid, sent)
+    time.sleep(0.5)  # the death of a child interrupts what this process does, and must not end it
+    with pytest.raises(BadDataError, match=said):
+        for _ in range(20):
+            next(shares)
+    loader.close()
+    assert not set(multiprocessing.active_children()) - before
 
 
 def test_a_name_in_the_mixture_may_differ_from_the_records(written: Path) -> None:
