@@ -212,12 +212,3 @@ def test_a_signal_to_every_process_saves_first(
         os.kill(pid, signal.SIGTERM)
     assert group.wait(60) == [3, 3], group.output()
     assert 0 < verify_step(latest_step(tmp_path / "run")) < 500
-
-
-def test_workers_that_stand_still(zygote: Zygote, world_directory: Path, tmp_path: Path) -> None:
-    more = ("data.workers=1", "training.steps=500", "data.worker_timeout=3")
-    group = start(zygote, world_directory, tmp_path / "run", *more)
-    group.wait_for_steps(1)
-    for worker in workers_of(group):
-        worker.send_signal(signal.SIGSTOP)
-    assert "no batch came within 3 seconds" in sentence(group, 1)
