@@ -134,8 +134,9 @@ def encode_jpeg(
 
 
 def _resized(levels: Levels, height: int, width: int) -> torch.Tensor:
-    """uint8 [3, height, width]; bicubic, antialiased where it shrinks."""
-    source_1CHW = torch.from_numpy(levels).permute(2, 0, 1)[None]
+    """uint8 [3, height, width], channels last; bicubic, antialiased where it shrinks."""
+    # The batch comes first and channels stay last in memory: torch then has its fastest way.
+    source_1CHW = torch.from_numpy(levels)[None].permute(0, 3, 1, 2)
     target_1CHW = torch.nn.functional.interpolate(
         source_1CHW, size=(height, width), mode="bicubic", antialias=True
     )
