@@ -302,6 +302,7 @@ class MixtureLoader:
             self._shares.close()
         for worker in self._workers & set(multiprocessing.active_children()):
             worker.kill()  # it is stuck, in a read that does not return for example
+            worker.join(_POLL_SECONDS)
 
     def _iterate(self) -> Generator[list[Batch]]:
         others = set(multiprocessing.active_children())
