@@ -4,21 +4,15 @@ The order is made in the training process; workers get draws and give batches, s
 step needs depends on how many there are. What goes wrong in a worker comes back as a sentence.
 """
 
-import contextlib
-import multiprocessing
-import resource
-import signal
-import threading
-import time
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
-from multiprocessing.process import BaseProcess
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from ibtrain.batch import Batch
 from ibtrain.config import Recipe
@@ -27,12 +21,12 @@ from ibtrain.data.drawing import draw_sample
 from ibtrain.data.mixture import Mixture
 from ibtrain.data.order import epoch_order, replacement
 from ibtrain.data.quarantine import BadDataError, Incident, Ledger
+from ibtrain.data.reading_processes import ProcessDied, ReadingProcesses
 from ibtrain.data.records import Record
 from ibtrain.data.shard_cache import BadShardError, ShardCache
 from ibtrain.data.tokenization import InstructionTokenizer
 
 _PREFETCH = 2  # batches per worker
-_POLL_SECONDS = 5.0  # how often it is looked whether workers live
 _MOST_REPLACEMENTS = 1000
 
 
@@ -164,12 +158,12 @@ class _Share:
     failure: str | None = None
 
     def pin_memory(self) -> "_Share":
-        """Called by the loader's thread where there is a GPU."""
+        """The same in page-locked memory."""
         return replace(self, micro_batches=[batch.pin_memory() for batch in self.micro_batches])
 
 
-class _Shares(Dataset[_Share]):
-    """Draws of one step to a share; the list of draws is the loader's batch."""
+class _Shares:
+    """Draws of one step to a share."""
 
     def __init__(
         self, reader: MixtureReader, recipe: Recipe, tokenizer: InstructionTokenizer, queries: int
@@ -179,7 +173,7 @@ class _Shares(Dataset[_Share]):
         self._tokenizer = tokenizer
         self._query_tokens = queries
 
-    def __getitems__(self, draws: Sequence[Draw]) -> _Share:  # what the loader calls for a batch
+    def __call__(self, draws: Sequence[Draw]) -> _Share:
         try:
             samples = [self._reader.sample(draw) for draw in draws]
             micro_batches = self._packed(samples)
@@ -262,23 +256,13 @@ class MixtureLoader:
     ) -> None:
         self.steps_per_epoch = mixture.epoch_samples // mixture.global_batch
         self._incidents: list[Incident] = []
-        self._timeout = recipe.data.worker_timeout if recipe.data.workers else 0.0
-        reader = MixtureReader(recipe, mixture, cache)
-        workers = recipe.data.workers
-        if workers:
-            _allow_open_files()
-        self._loader: DataLoader[_Share] = DataLoader(
-            _Shares(reader, recipe, tokenizer, query_tokens),
-            batch_sampler=_Draws(mixture, recipe.seed, rank, world, first_step),
-            num_workers=workers,
-            collate_fn=_as_it_is,
-            pin_memory=torch.cuda.is_available(),
-            prefetch_factor=_PREFETCH if workers else None,
-            timeout=min(_POLL_SECONDS, self._timeout),
-            worker_init_fn=_leave_signals_to_the_training_process,
+        self._workers = recipe.data.workers
+        self._timeout = recipe.data.worker_timeout
+        self._shares_of = _Shares(
+            MixtureReader(recipe, mixture, cache), recipe, tokenizer, query_tokens
         )
-        self._shares: Generator[list[Batch]] | None = None
-        self._workers: set[BaseProcess] = set()
+        self._draws = iter(_Draws(mixture, recipe.seed, rank, world, first_step))
+        self._steps: Generator[list[Batch]] | None = None
 
     def __iter__(self) -> Iterator[list[Batch]]:
         """Micro-batches of this rank, one list per step.
@@ -287,9 +271,10 @@ class MixtureLoader:
             BadDataError: a sample cannot be had: too much is bad, the cache cannot be written, a
                 worker died or stands still.
         """
-        assert self._shares is None, "a loader is iterated once"
-        self._shares = self._iterate()
-        return self._shares
+        assert self._steps is None, "a loader is iterated once"
+        shares = self._from_workers() if self._workers else self._from_here()
+        self._steps = self._iterate(shares)
+        return self._steps
 
     def take_incidents(self) -> list[Incident]:
         """What went wrong in the steps that were given since the last call."""
@@ -298,70 +283,42 @@ class MixtureLoader:
 
     def close(self) -> None:
         """Ends the workers."""
-        if self._shares is not None:
-            self._shares.close()
-        for worker in self._workers & set(multiprocessing.active_children()):
-            worker.kill()  # it is stuck, in a read that does not return for example
-            worker.join(_POLL_SECONDS)
+        if self._steps is not None:
+            self._steps.close()
 
-    def _iterate(self) -> Generator[list[Batch]]:
-        others = set(multiprocessing.active_children())
-        handler = signal.getsignal(signal.SIGCHLD)
-        shares = iter(self._loader)
-        if threading.current_thread() is threading.main_thread():
-            # torch would raise wherever this process is when a worker dies, in the middle of a
-            # collective for example; it is noticed as well where its batch is waited for.
-            signal.signal(signal.SIGCHLD, handler)
-        self._workers = set(multiprocessing.active_children()) - others
-        try:
-            while True:
-                share = self._next(shares)
+    def _iterate(self, shares: Generator[_Share]) -> Generator[list[Batch]]:
+        with closing(shares):
+            for share in shares:
                 self._incidents += share.incidents
                 if share.failure is not None:
                     raise BadDataError(share.failure)
                 yield share.micro_batches
-        finally:
-            del shares
 
-    def _next(self, shares: Iterator[_Share]) -> _Share:
-        end = time.monotonic() + self._timeout
-        while True:
-            try:
-                return next(shares)
-            except (RuntimeError, OSError, EOFError) as error:
-                # A worker that dies in the middle of a batch resets the connection to it.
-                if "timed out" not in str(error) or time.monotonic() >= end:
-                    raise BadDataError(self._explained(error)) from error
+    def _from_here(self) -> Generator[_Share]:
+        for draws in self._draws:
+            yield _pinned(self._shares_of(draws))
 
-    def _explained(self, error: Exception) -> str:
-        """One sentence for what the loader says of its workers."""
-        text = " ".join(str(error).split())
-        if "timed out" in text:
-            return (
-                f"no batch came within {self._timeout:g} seconds: a disk or an object store does "
-                "not answer; look at it, or raise data.worker_timeout"
-            )
-        died = "exited unexpectedly" in text or "killed by signal" in text
-        if died or isinstance(error, OSError | EOFError):
-            return (
-                f"a process that reads data died ({text}); if memory was short, lower data.workers"
-            )
-        raise error
+    def _from_workers(self) -> Generator[_Share]:
+        with closing(ReadingProcesses(self._workers, self._shares_of, _pinned)) as workers:
+            for draws in islice(self._draws, _PREFETCH * self._workers):
+                workers.ask(draws)
+            for draws in self._draws:
+                try:
+                    share = workers.next(self._timeout)
+                except TimeoutError:
+                    raise BadDataError(
+                        f"no batch came within {self._timeout:g} seconds: a disk or an object "
+                        "store does not answer; look at it, or raise data.worker_timeout"
+                    ) from None
+                except ProcessDied as error:
+                    raise BadDataError(
+                        f"a process that reads data died ({error}); if memory was short, lower "
+                        "data.workers"
+                    ) from error
+                workers.ask(draws)
+                yield share
 
 
-def _as_it_is(share: Any) -> Any:
-    return share
-
-
-def _leave_signals_to_the_training_process(worker: int) -> None:
-    """A scheduler signals every process of a job; the one that trains decides when to stop."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _allow_open_files() -> None:
-    """Every tensor on its way from a worker takes an open file; a usual limit is 1,024."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+def _pinned(share: _Share) -> _Share:
+    """In page-locked memory where there is a GPU."""
+    return share.pin_memory() if torch.cuda.is_available() else share

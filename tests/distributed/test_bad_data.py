@@ -161,8 +161,12 @@ def test_two_jobs_on_one_cache_and_a_killed_one_before(
     overrides = (f"data.cache={cache}", "data.workers=2")
     killed = start(zygote, world_directory, tmp_path / "killed", *overrides)
     killed.wait_until(lambda: any(cache.glob("*/*")))
+    workers = workers_of(killed)
+    blocks = set(Path("/dev/shm").iterdir())
     killed.kill()
     killed.wait()
+    assert len(workers) == 4
+    all_end(workers)
     groups = [
         start(zygote, world_directory, tmp_path / name, *overrides) for name in ("one", "other")
     ]
@@ -170,17 +174,14 @@ def test_two_jobs_on_one_cache_and_a_killed_one_before(
         succeeds(group)
         assert digests(latest_step(tmp_path / name)) == digests(latest_step(finished))
     assert not [path for path in cache.rglob("*") if path.name.endswith(".tmp")]
-    assert not left_in_shared_memory()
+    assert not set(Path("/dev/shm").iterdir()) - blocks
 
 
-def left_in_shared_memory() -> list[str]:
-    """Blocks in /dev/shm whose process is gone (torch names them by the process)."""
-    return [
-        path.name
-        for path in Path("/dev/shm").iterdir()
-        if (match := re.match(r"torch_(\d+)_", path.name))
-        and not psutil.pid_exists(int(match.group(1)))
-    ]
+def all_end(processes: list[psutil.Process]) -> None:
+    end = time.monotonic() + 20
+    while any(process.is_running() for process in processes):
+        assert time.monotonic() < end, "a process lives on"
+        time.sleep(0.1)
 
 
 def workers_of(group: Group) -> list[psutil.Process]:
@@ -194,10 +195,17 @@ def test_a_killed_worker(zygote: Zygote, world_directory: Path, tmp_path: Path) 
     assert len(workers) == 2
     workers[1].send_signal(signal.SIGKILL)
     assert "a process that reads data died" in sentence(group, 1)
-    end = time.monotonic() + 20
-    while any(worker.is_running() for worker in workers):
-        assert time.monotonic() < end, "a worker lives on"
-        time.sleep(0.1)
+    all_end(workers)
+
+
+def test_a_stopped_worker(zygote: Zygote, world_directory: Path, tmp_path: Path) -> None:
+    overrides = ("data.workers=1", "data.worker_timeout=3", "training.steps=500")
+    group = start(zygote, world_directory, tmp_path / "run", *overrides)
+    group.wait_for_steps(1)
+    workers = workers_of(group)
+    workers[1].suspend()
+    assert "no batch came within 3 seconds" in sentence(group, 1)
+    all_end(workers)
 
 
 def test_a_signal_to_every_process_saves_first(
