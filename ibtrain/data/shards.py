@@ -5,7 +5,7 @@ shard_index.py checks an index, mds.py decodes the bytes of a shard; this is wha
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,6 @@ __all__ = [
     "COLUMNS",
     "COMPRESSION",
     "HASHES",
-    "BadShard",
     "ShardFile",
     "ShardIndex",
     "ShardsNotFoundError",
@@ -49,20 +48,8 @@ __all__ = [
     "record_to_columns",
     "stored_bytes",
     "unpacked",
-    "verify_shards",
     "wrong_hashes",
 ]
-
-
-@dataclass(frozen=True)
-class BadShard:
-    """A shard that is not what its index says."""
-
-    shard: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.shard} ({self.reason})"
 
 
 def record_to_columns(record: Record) -> dict[str, Any]:
@@ -189,17 +176,3 @@ def wrong_hashes(data: bytes, hashes: dict[str, str]) -> str:
         "xxh64": lambda: xxhash.xxh64(data).hexdigest(),
     }
     return ", ".join(name for name, text in hashes.items() if found[name]() != text)
-
-
-def verify_shards(index: ShardIndex) -> list[BadShard]:
-    """Hashes every file as stored; those that differ from the index, with the reason."""
-    bad = []
-    for shard in index.shards:
-        try:
-            wrong = wrong_hashes(stored_bytes(index, shard), shard.hashes)
-        except ValueError as error:
-            bad.append(BadShard(shard.name, str(error)))
-            continue
-        if wrong:
-            bad.append(BadShard(shard.name, f"{wrong} differs from the index"))
-    return bad

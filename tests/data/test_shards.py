@@ -21,7 +21,6 @@ from ibtrain.data.shards import (
     read_index,
     read_records,
     record_to_columns,
-    verify_shards,
 )
 from tests.data.shard_directories import (
     change_json,
@@ -339,14 +338,11 @@ def test_a_bomb_that_the_index_agrees_with_is_refused(copied: Path):
         list(read_records(copied))
 
 
-def test_every_flipped_bit_is_found(copied: Path):
+def test_a_flipped_bit_is_found(copied: Path):
     path = copied / FIRST
     data = bytearray(path.read_bytes())
-    assert verify_shards(check_index(copied)) == []
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    (bad,) = verify_shards(check_index(copied))
-    assert bad.shard == path.name and bad.reason == "sha1, xxh64 differs from the index"
     with pytest.raises(ValueError, match=rf"{FIRST}: xxh64 differs from the index; copy it again"):
         list(read_records(copied))
 
