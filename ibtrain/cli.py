@@ -49,9 +49,17 @@ def _rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def _complain(error: object) -> None:
+def _complain(error: BaseException | str) -> None:
+    if _rank() and isinstance(error, BaseException) and _told_by_rank_zero(error):
+        return
     where = f"[rank {_rank()}] " if _rank() else ""
     print(f"{where}ibtrain: {error}", file=sys.stderr)
+
+
+def _told_by_rank_zero(error: BaseException) -> bool:
+    from ibtrain.training.ranks import is_shared  # what the other ranks of a training have loaded
+
+    return is_shared(error)
 
 
 def _say(parsed: argparse.Namespace, document: Any, text: str) -> int:
