@@ -30,6 +30,8 @@ class Request:
     mixture: Mixture
     config: InstructBlipConfig
     tokenizer: InstructionTokenizer
+    base: tuple[TensorSource, ...]
+    """Where the base's weights come from, and those of new adapters."""
 
     @classmethod
     def of(cls, recipe: Recipe, ranks: Ranks) -> "Request":
@@ -49,7 +51,10 @@ class Request:
             directory, recipe.data.max_instruction_tokens, recipe.data.max_answer_tokens
         )
         check_vocabularies(config, len(tokenizer.language), len(tokenizer.qformer), str(directory))
-        return cls(recipe, ranks, mixture, config, tokenizer)
+        base = base_sources(recipe.model, config, recipe.seed)
+        request = cls(recipe, ranks, mixture, config, tokenizer, tuple(base))
+        request.choose_sources(None)
+        return request
 
     def choose_sources(self, resumed: Path | None) -> dict[str, TensorSource]:
         """For each parameter where its value is read from: the base, or the checkpoint.
@@ -60,8 +65,7 @@ class Request:
         Raises:
             ValueError: when weights are missing, damaged or do not fit.
         """
-        model = self.recipe.model
-        sources = base_sources(model, self.config, self.recipe.seed)
+        model, sources = self.recipe.model, [*self.base]
         if resumed is not None:
             sources.append(SafetensorsSource([resumed / TRAINABLE], f"checkpoint {resumed}"))
         return choose_sources(self.config, model.instruction_aware, sources, model.lora)

@@ -1,13 +1,14 @@
 """Training both families of language models, frozen and with adapters, step by step.
 
-A case is written `family:language:sharding:recompute:steps:images`, for example
-`t5:lora:partition-matrices:true:20:all`; with `half` the second half of every batch has no image.
+A case is written `family:language:sharding:recompute:steps:images:precision`, for example
+`t5:lora:partition-matrices:true:20:all:fp32`; with `half` the second half of every batch has no
+image.
 """
 
 import gc
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import torch
@@ -37,17 +38,18 @@ class Case:
     recompute: bool
     steps: int
     images: str
+    precision: str
 
     @classmethod
     def of(cls, text: str) -> "Case":
-        family, language, sharding, recompute, steps, images = text.split(":")
-        return cls(family, language, sharding, recompute == "true", int(steps), images)
+        family, language, sharding, recompute, steps, *others = text.split(":")
+        return cls(family, language, sharding, recompute == "true", int(steps), *others)
 
-    def recipe(self, directory: Path, precision: str = "fp32") -> Recipe:
+    def recipe(self, directory: Path) -> Recipe:
         sharding = directory / f"{self.sharding}.json"
         model = {
             "base": directory / self.family,
-            "precision": precision,
+            "precision": self.precision,
             "gradient_checkpointing": self.recompute,
             "train_parts": {"language": self.language},
         }
@@ -135,15 +137,16 @@ def _train(directory: Path, out: Path, case: Case, ranks: Ranks) -> dict:
         if step < 2:
             still.append(_without_gradient(engine))
     after = _digests(engine)
-    run = out / f"run-{case.family}-{case.language}-{case.sharding}-{case.recompute}-{case.images}"
+    run = out / "-".join(map(str, ("run", *astuple(case))))
     assert save_checkpoint(engine, run, case.steps, {}, keep=1)
     saved = load_file(latest_step(run) / TRAINABLE)
     return {
         "curve": curve,
         "without_gradient": still,
-        "frozen": len(frozen),
+        "frozen": list(frozen),
         "changed": [name for name in frozen if frozen[name] != after[name]],
         "saved": {name: list(tensor.shape) for name, tensor in saved.items()},
+        "frequencies": _frequencies(engine),
     }
 
 
@@ -155,6 +158,14 @@ def _share(recipe: Recipe, samples: list[Sample], ranks: Ranks) -> tuple[list[Ba
     return own, sum(batch.answer_ids_A.numel() for batch in whole)
 
 
+def _frequencies(engine: Engine) -> dict | None:
+    """The rotary frequencies of a Llama."""
+    if not hasattr(engine.model.language_model, "model"):
+        return None
+    values = engine.model.language_model.model.rotary_emb.inv_freq
+    return {"dtype": str(values.dtype), "values": values.tolist()}
+
+
 def _digests(engine: Engine) -> dict[str, str]:
     """Of every frozen tensor's bits."""
     digests = {}
@@ -163,7 +174,8 @@ def _digests(engine: Engine) -> dict[str, str]:
             continue
         with GatheredParameters([parameter], enabled=engine.stage == 3):
             assert parameter.numel() > 0, name
-            digests[name] = hashlib.sha256(parameter.detach().numpy().tobytes()).hexdigest()
+            bits = parameter.detach().contiguous().flatten().view(torch.uint8)
+            digests[name] = hashlib.sha256(bits.numpy().tobytes()).hexdigest()
     return digests
 
 
@@ -174,16 +186,3 @@ def _without_gradient(engine: Engine) -> list[str]:
         for name, parameter in engine.model.trainable()
     }
     return [name for name, moment in moments.items() if not moment.abs().sum() > 0]
-
-
-def frequencies(arguments: list[str]) -> None:
-    """Writes the rotary frequencies of a model that is trained in bf16."""
-    directory, out, *shardings = arguments
-    ranks = start_processes()
-    for sharding in shardings:
-        case = Case("llama", "frozen", sharding, False, 1, "all")
-        engine = _engine(case.recipe(Path(directory), "bf16"), ranks)
-        values = engine.model.language_model.model.rotary_emb.inv_freq
-        if ranks.rank == 0:
-            found = {"dtype": str(values.dtype), "values": values.tolist()}
-            (Path(out) / f"{sharding}.json").write_text(json.dumps(found))

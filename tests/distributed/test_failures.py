@@ -42,7 +42,7 @@ def start(zygote: Zygote, world: Path, run: Path, *overrides: str, ranks: int = 
 
 
 def sentence(group: Group, code: int) -> str:
-    """What rank 0 complained of, alone; every rank must have ended with `code`, and no traceback."""
+    """What rank 0 complained of, alone; every rank must have ended with `code`, no traceback."""
     codes = group.wait(NO_HANG)
     printed, *others = (group.output(rank) for rank in range(len(group.pids)))
     assert codes == [code] * len(group.pids), printed
