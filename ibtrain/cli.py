@@ -49,9 +49,17 @@ def _rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def _complain(error: object) -> None:
+def _complain(error: BaseException | str) -> None:
+    if _rank() and isinstance(error, BaseException) and _told_by_rank_zero(error):
+        return
     where = f"[rank {_rank()}] " if _rank() else ""
     print(f"{where}ibtrain: {error}", file=sys.stderr)
+
+
+def _told_by_rank_zero(error: BaseException) -> bool:
+    from ibtrain.training.ranks import is_shared  # what the other ranks of a training have loaded
+
+    return is_shared(error)
 
 
 def _say(parsed: argparse.Namespace, document: Any, text: str) -> int:
@@ -364,12 +372,21 @@ def _ask(parsed: argparse.Namespace) -> int:
         top_p=parsed.top_p,
         seed=parsed.seed,
     )
-    for image in parsed.image:
-        if not image.is_file():
-            raise FileNotFoundError(f"the image {image} is not there; give --image a picture")
-    images = [image.read_bytes() for image in parsed.image]
+    images = [_picture(file) for file in parsed.image]
     answer = generate(open_model(parsed.model), [images], [parsed.prompt], settings)[0]
     return _say(parsed, {"answer": answer}, answer)
+
+
+def _picture(file: Path) -> bytes:
+    from PIL import Image, UnidentifiedImageError
+
+    if not file.is_file():
+        raise FileNotFoundError(f"the image {file} is not there; give --image a picture")
+    try:
+        with Image.open(file):
+            return file.read_bytes()
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{file} is not a picture; give --image one") from error
 
 
 def _add_evaluate(verbs: Any) -> None:

@@ -183,3 +183,11 @@ def test_a_model_that_is_not_there(complaint, tmp_path):
 def test_ask_names_the_image_that_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ask", "model", "--image", "no/such.jpg", "--prompt", "What?"]) == 2
     assert "the image no/such.jpg is not there" in capsys.readouterr().err
+
+
+def test_ask_names_the_image_that_is_none(complaint, tmp_path):
+    file = tmp_path / "answer.txt"
+    file.write_text("42")
+    assert f"{file} is not a picture" in complaint(
+        "ask", "model", "--image", str(file), "--prompt", "What?"
+    )

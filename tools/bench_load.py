@@ -152,7 +152,9 @@ def measure(loader: str, directory: Path) -> dict[str, float]:
     model = load()
     seconds = time.perf_counter() - started
     report = {"before": before, "peak": watch.stop(), "seconds": seconds}
-    partition = sum(p.ds_tensor.numel() * p.ds_tensor.element_size() for p in model.parameters())
+    # transformers builds the vision tower's attention biases in a way that escapes partitioning.
+    held = [getattr(parameter, "ds_tensor", parameter) for parameter in model.parameters()]
+    partition = sum(tensor.numel() * tensor.element_size() for tensor in held)
     return report | {"partition": partition}
 
 

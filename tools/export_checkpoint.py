@@ -23,8 +23,6 @@ def main(arguments: list[str] | None = None) -> int:
     """Parses, exports, reports; returns the exit code."""
     parsed = _parser().parse_args(arguments)
     # Imported late: --help must not wait for torch.
-    from safetensors import SafetensorError
-
     from ibtrain.export import export
     from ibtrain.export.proof import ExportError
 
@@ -40,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"export_checkpoint: {error}", file=sys.stderr)
         return WRONG_REQUEST
-    except (ExportError, OSError, SafetensorError) as error:
+    except (ExportError, OSError) as error:
         print(f"export_checkpoint: {error}", file=sys.stderr)
         return FAILED
     if parsed.json:

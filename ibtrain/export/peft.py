@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ibtrain.config import ModelSection
 from ibtrain.export.directory import ExportReport, write_report, written_whole
 from ibtrain.export.proof import prove_peft
+from ibtrain.export.weight_shards import write_safetensors
 from ibtrain.model.adapters import ADAPTER_WEIGHTS, peft_names
 from ibtrain.model.lora import is_adapter, peft_config
 from ibtrain.model.opening import TRAINED_BESIDE, Adapters, FoundModel, find_model
@@ -39,7 +39,7 @@ def export_peft(model_path: Path, out: Path) -> ExportReport:
             name: found.sources[name].get(name) for name in found.trained if not is_adapter(name)
         }
         if beside:
-            save_file(beside, directory / TRAINED_BESIDE)
+            write_safetensors(beside, directory / TRAINED_BESIDE)
         proof = prove_peft(found, directory)
         written["parameters"] += sum(tensor.numel() for tensor in beside.values())
         written["bytes"] += sum(tensor.nbytes for tensor in beside.values())
@@ -68,7 +68,7 @@ def write_adapters(found: FoundModel, adapters: Adapters, directory: Path) -> di
     config.inference_mode = True
     config.save_pretrained(directory)
     tensors = dict(_named(adapters))
-    save_file(tensors, directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    write_safetensors(tensors, directory / ADAPTER_WEIGHTS)
     return {
         "parameters": sum(t.numel() for t in tensors.values()) // 2,  # each has two names
         "bytes": sum(t.nbytes for t in tensors.values()),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -40,7 +41,7 @@ def write_weights(
 
     Raises:
         ValueError: when there are no tensors, or `shard_bytes` is not above 0.
-        OSError, SafetensorError: when the file system cannot take it.
+        OSError: when the file system cannot take it.
     """
     if shard_bytes < 1:
         raise ValueError(f"a shard of {shard_bytes} bytes holds nothing; give a size above 0")
@@ -50,7 +51,7 @@ def write_weights(
     numbers: Counter[torch.dtype] = Counter()
 
     def close() -> None:
-        save_file(held, directory / _unfinished(len(shards)), metadata={"format": "pt"})
+        write_safetensors(held, directory / _unfinished(len(shards)))
         shards.append(list(held))
         held.clear()
 
@@ -67,6 +68,18 @@ def write_weights(
     close()
     _name_shards(directory, shards, total)
     return WrittenWeights(len(shards), numbers.total(), total, numbers.most_common(1)[0][0])
+
+
+def write_safetensors(tensors: dict[str, Tensor], file: Path) -> None:
+    """One safetensors file.
+
+    Raises:
+        OSError: when the file system cannot take it.
+    """
+    try:
+        save_file(tensors, file, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{file} cannot be written ({error})") from error
 
 
 def _unfinished(number: int) -> str:

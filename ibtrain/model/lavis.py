@@ -158,7 +158,7 @@ class LavisSource:
                 found.setdefault(ours, []).append(name)
         if unknown:
             raise ValueError(
-                f"{file} holds {len(unknown)} tensors that LAVIS's InstructBLIP does not have: "
+                f"{file} holds what LAVIS's InstructBLIP does not have: "
                 f"{_listed(sorted(unknown))}; is it the right file?"
             )
         self._origins = {ours: self._origin(file, ours, names) for ours, names in found.items()}

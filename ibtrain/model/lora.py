@@ -75,8 +75,8 @@ def add_adapters(language_model: PreTrainedModel, lora: LoraSection) -> None:
     unknown = sorted(set(targets) - linear)
     if unknown:
         raise ValueError(
-            f"model.lora.targets names {unknown[0]!r}, which is no linear layer of this language "
-            f"model; there are {', '.join(sorted(linear))}"
+            f"lora.targets names {unknown[0]!r}, which is no linear layer of this language model; "
+            f"there are {', '.join(sorted(linear))}"
         )
     config = peft_config(lora, language_model.config.model_type)
     inject_adapter_in_model(config, language_model, adapter_name=ADAPTER)

@@ -43,6 +43,7 @@ from ibtrain.model.weights import (
     TensorSource,
     check_vocabularies,
     choose_sources,
+    parameter_shapes,
 )
 from ibtrain.run_directory import (
     MANIFEST,
@@ -272,14 +273,16 @@ def _of_transformers(directory: Path) -> _Weights:
         raise ValueError(
             f"{directory / 'config.json'}: instruction_aware is {aware!r}; write true or false"
         )
+    config = directory_config(directory)
     recipe = _recipe_beside(directory)
     adapter = directory / ADAPTER_DIRECTORY
     lora, trained = None, []
     if (adapter / ADAPTER_CONFIG).is_file():
         lora = read_adapter_settings(adapter)
         trained = [adapter_source(adapter)]
+        _check_adapter(adapter, config, lora)
     return _Weights(
-        config=directory_config(directory),
+        config=config,
         instruction_aware=aware,
         base_sources=[directory_source(directory)],
         trained_sources=trained,
@@ -289,6 +292,13 @@ def _of_transformers(directory: Path) -> _Weights:
         limits=_limits(recipe),
         lora=lora,
     )
+
+
+def _check_adapter(adapter: Path, config: InstructBlipConfig, lora: LoraSection) -> None:
+    try:
+        parameter_shapes(config, lora=lora)
+    except ValueError as error:
+        raise ValueError(f"{adapter} is of another language model: {error}") from error
 
 
 def _of_recipe(

@@ -157,8 +157,16 @@ def _blip2_source(section: ModelSection, path: Path, config: InstructBlipConfig)
     """A directory in transformers' BLIP-2 (or InstructBLIP) format without its language model.
 
     Its projection is left out where it leads into another kind of language model.
+
+    Raises:
+        ValueError: when it is none.
     """
     directory = resolve_directory(path, section.allow_download)
+    if not (directory / "config.json").is_file():
+        raise ValueError(
+            f"{path} is neither a file from LAVIS nor a model's directory; give the path of the "
+            "download"
+        )
     theirs = AutoConfig.from_pretrained(directory, local_files_only=True)
     other = theirs.text_config.model_type != config.text_config.model_type
 

@@ -7,6 +7,7 @@ Frozen weights are never written.
 
 import json
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ from ibtrain.run_directory import (
     read_json,
     verify_step,
 )
-from ibtrain.training.engine import Engine, on_rank_zero
+from ibtrain.training.engine import Engine
+from ibtrain.training.ranks import alike_on_every_rank, on_rank_zero
 
 logger = logging.getLogger(__name__)
 
@@ -130,17 +132,21 @@ def load_checkpoint(engine: Engine, directory: Path) -> None:
         safe_open(directory / TRAINABLE, framework="pt") as weights,
         safe_open(directory / OPTIMIZER, framework="pt") as moments,
     ):
-        trained = [name for name, _ in engine.model.trainable()]
-        differing = sorted(set(trained) ^ set(weights.keys()))
-        if differing:
-            raise RunDirectoryError(
-                f"{directory} was written with other trained parts: {differing[0]!r} is in only "
-                "one of the checkpoint and this recipe; set model.train_parts as they were"
-            )
+        _check_trained(engine, weights.keys(), directory)
         for name, parameter in engine.model.trainable():
             _set(engine, parameter, weights.get_tensor(name), None)
             for key in MOMENTS:
                 _set(engine, parameter, moments.get_tensor(f"{name}.{key}"), key)
+
+
+@alike_on_every_rank()
+def _check_trained(engine: Engine, saved: Iterable[str], directory: Path) -> None:
+    differing = sorted({name for name, _ in engine.model.trainable()} ^ set(saved))
+    if differing:
+        raise RunDirectoryError(
+            f"{directory} was written with other trained parts: {differing[0]!r} is in only one of "
+            "the checkpoint and this recipe; set model.train_parts as they were"
+        )
 
 
 def _set(engine: Engine, parameter: nn.Parameter, value: Tensor, key: str | None) -> None:

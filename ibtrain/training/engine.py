@@ -7,10 +7,10 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,6 @@ from ibtrain.training.ranks import Ranks
 
 DS_CONFIGS = Path(__file__).parents[2] / "ds_configs"
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-_T = TypeVar("_T")
 
 
 def start_processes() -> Ranks:
@@ -77,32 +76,12 @@ def start_processes() -> Ranks:
     return ranks
 
 
-def on_rank_zero(ranks: Ranks, action: Callable[[], _T]) -> _T:
-    """Runs `action` on rank 0 and gives its result to all; its error is raised on all.
-
-    Raises:
-        ValueError, OSError: what `action` raised.
-    """
-    outcome: list[Any] = [None, None]
-    if ranks.rank == 0:
-        try:
-            outcome[0] = action()
-        except (ValueError, OSError) as error:
-            outcome[1] = error
-    if ranks.world > 1:
-        torch.distributed.broadcast_object_list(outcome, src=0)
-    if outcome[1] is not None:
-        raise outcome[1]
-    result: _T = outcome[0]
-    return result
-
-
 def sharding_config(recipe: Recipe, world: int) -> dict[str, Any]:
     """The DeepSpeed configuration: the chosen file, with what the recipe determines filled in.
 
     Raises:
-        RecipeError: when the file is missing or sets what the recipe sets, or when the global
-            batch does not divide among the ranks.
+        RecipeError: when the file is missing, sets what the recipe sets or has another ZeRO stage
+            than 1, 2 or 3, or when the global batch does not divide among the ranks.
     """
     named = DS_CONFIGS / f"{recipe.sharding}.json"
     path = named if named.is_file() else Path(recipe.sharding)
@@ -115,6 +94,12 @@ def sharding_config(recipe: Recipe, world: int) -> dict[str, Any]:
         config: dict[str, Any] = json.loads(path.read_text())
     except ValueError as error:
         raise RecipeError(f"{path} is not JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise RecipeError(f"{path} is not a JSON object, as a DeepSpeed configuration is")
+    if _stage(config) not in (1, 2, 3):
+        raise RecipeError(
+            f"sharding {recipe.sharding!r} has ZeRO stage {_stage(config)}; use 1, 2 or 3"
+        )
     training = recipe.training
     filled = {
         "train_micro_batch_size_per_gpu": training.micro_batch,
@@ -221,10 +206,6 @@ class Engine:
         )
         ds_config = sharding_config(recipe, ranks.world)
         self.stage = _stage(ds_config)
-        if self.stage not in (1, 2, 3):
-            raise RecipeError(
-                f"sharding {recipe.sharding!r} has ZeRO stage {self.stage}; use 1, 2 or 3"
-            )
         model = load_model(recipe, ranks, ds_config, config, sources, self.device)
         set_trainable(model, recipe.model.train_parts.model_dump())
         model.train()

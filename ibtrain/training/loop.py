@@ -12,27 +12,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import InstructBlipConfig
 
 from ibtrain import __version__
 from ibtrain.batch import Batch
-from ibtrain.config import Recipe, RecipeError, dump_recipe
+from ibtrain.config import Recipe, dump_recipe
 from ibtrain.data.loader import MixtureLoader, cache_directory
-from ibtrain.data.mixture import (
-    Mixture,
-    changes_not_accepted,
-    changes_of_order,
-    order_fingerprint,
-    resolve_mixture,
-)
+from ibtrain.data.mixture import changes_not_accepted, changes_of_order, order_fingerprint
 from ibtrain.data.quarantine import BadDataError, Incident, Ledger
-from ibtrain.data.tokenization import InstructionTokenizer
-from ibtrain.model.base import base_config, base_directory, base_sources, record_base
+from ibtrain.model.base import record_base
 from ibtrain.model.fingerprint import differences
-from ibtrain.model.weights import SafetensorsSource, check_vocabularies, choose_sources
 from ibtrain.run_directory import (
     STATE,
-    TRAINABLE,
     RunDirectoryError,
     RunLock,
     checkpoints,
@@ -44,14 +34,15 @@ from ibtrain.run_directory import (
     write_atomically,
 )
 from ibtrain.training.checkpoint import load_checkpoint, read_state, save_checkpoint
-from ibtrain.training.engine import (
-    Engine,
-    on_rank_zero,
-    sharding_config,
-    start_processes,
-)
+from ibtrain.training.engine import Engine, start_processes
 from ibtrain.training.interruption import Interruption
-from ibtrain.training.ranks import Ranks
+from ibtrain.training.ranks import (
+    alike_on_every_rank,
+    on_every_rank,
+    on_rank_zero,
+    on_rank_zero_only,
+)
+from ibtrain.training.request import Request
 from ibtrain.training.schedule import learning_rate
 from ibtrain.training.telemetry import Telemetry
 
@@ -81,28 +72,17 @@ def train(recipe: Recipe) -> TrainingResult:
         TrainingError: when training cannot go on.
         BadDataError: when more of the data is bad than the recipe's budget allows.
     """
-    # Everything that can be refused without starting processes is refused before.
-    mixture = resolve_mixture(recipe.data, recipe.training.global_batch, cache_directory(recipe))
-    config = base_config(recipe.model)
-    _check_fit(recipe, config)
-    tokenizer = InstructionTokenizer.from_directory(
-        base_directory(recipe.model),
-        recipe.data.max_instruction_tokens,
-        recipe.data.max_answer_tokens,
-    )
-    check_vocabularies(
-        config, len(tokenizer.language), len(tokenizer.qformer), str(base_directory(recipe.model))
-    )
     ranks = start_processes()
-    sharding_config(recipe, ranks.world)
+    request = on_every_rank(ranks, lambda: Request.of(recipe, ranks))
     lock = on_rank_zero_only(ranks, lambda: RunLock(recipe.output))
     try:
-        order = order_fingerprint(recipe, mixture)
+        order = order_fingerprint(recipe, request.mixture)
         base = on_rank_zero(
-            ranks, lambda: record_base(recipe.model, config, tokenizer, recipe.seed)
+            ranks,
+            lambda: record_base(recipe.model, request.config, request.tokenizer, recipe.seed),
         )
         resumed = on_rank_zero(ranks, lambda: _find_resume(recipe, order, base))
-        run = _Run(recipe, ranks, mixture, config, tokenizer, order, base, resumed)
+        run = _Run(request, order, base, resumed)
         try:
             return run.to_the_end()
         finally:
@@ -110,22 +90,6 @@ def train(recipe: Recipe) -> TrainingResult:
     finally:
         if lock is not None:
             lock.release()
-
-
-def on_rank_zero_only(ranks: Ranks, make: Any) -> Any:
-    """Makes an object on rank 0 that the others do not get; its error is raised on all."""
-    kept: list[Any] = []
-    on_rank_zero(ranks, lambda: kept.append(make()))
-    return kept[0] if kept else None
-
-
-def _check_fit(recipe: Recipe, config: InstructBlipConfig) -> None:
-    size = config.vision_config.image_size
-    if recipe.data.image_size != size:
-        raise RecipeError(
-            f"data.image_size is {recipe.data.image_size}, the base's vision tower takes {size}: "
-            f"set data.image_size={size}"
-        )
 
 
 def _find_resume(
@@ -194,21 +158,16 @@ class _Run:
 
     def __init__(
         self,
-        recipe: Recipe,
-        ranks: Ranks,
-        mixture: Mixture,
-        config: InstructBlipConfig,
-        tokenizer: InstructionTokenizer,
+        request: Request,
         order: dict[str, Any],
         base: dict[str, str],
         resumed: tuple[Path, int] | None,
     ) -> None:
-        self.recipe, self.ranks, self.order, self.base = recipe, ranks, order, base
+        self.recipe, self.ranks, self.order, self.base = request.recipe, request.ranks, order, base
+        recipe, ranks, mixture, config = self.recipe, self.ranks, request.mixture, request.config
         self.names = [dataset.name for dataset in mixture.datasets]
-        sources = base_sources(recipe.model, config, recipe.seed)
-        if resumed is not None:
-            sources.append(SafetensorsSource([resumed[0] / TRAINABLE], f"checkpoint {resumed[0]}"))
-        chosen = choose_sources(config, recipe.model.instruction_aware, sources, recipe.model.lora)
+        begin = None if resumed is None else resumed[0]
+        chosen = on_every_rank(ranks, lambda: request.choose_sources(begin))
         self.engine = Engine(recipe, ranks, config, chosen)
         self.first_step = 0
         if resumed is not None:
@@ -217,7 +176,7 @@ class _Run:
         self.loader = MixtureLoader(
             recipe,
             mixture,
-            tokenizer,
+            request.tokenizer,
             config.num_query_tokens,
             rank=ranks.rank,
             world=ranks.world,
@@ -226,7 +185,7 @@ class _Run:
         )
         self.ledger = Ledger(mixture, recipe.data.bad_shard_budget)
         self.window = _Window(self.names, self.engine.device)
-        self.telemetry = Telemetry(recipe.output, self.first_step) if ranks.rank == 0 else None
+        self.telemetry = on_rank_zero_only(ranks, lambda: Telemetry(recipe.output, self.first_step))
         self.interruption = Interruption()
         self._announce(resumed, [data.name for data in mixture.datasets if data.draws == 0])
 
@@ -270,31 +229,31 @@ class _Run:
             # Dropout is a function of (seed, step, rank), never of history.
             torch.manual_seed(_seed_of(self.recipe.seed, step, self.ranks.rank))
             losses, norm = self.engine.step(micro_batches, answer_tokens, rate, update=step)
-            if not math.isfinite(norm):
-                raise TrainingError(
-                    f"the gradient norm of step {step + 1} is {norm}; the last checkpoint is of "
-                    f"step {saved}; lower training.learning_rate or set training.gradient_clip"
-                )
             step += 1
+            _check_norm(norm, step, saved)
             self.window.add(micro_batches, losses, time.perf_counter() - started, waited)
             if step % training.log_every == 0 or step == training.steps:
                 self._report(step, rate, norm)
             due = step % every == 0 or step == training.steps or interrupted
             if due and self._save(step):
                 saved = step
+        self._check_saved(step, saved)
+        return TrainingResult(self.recipe.output, step, interrupted and step < training.steps)
+
+    @alike_on_every_rank()
+    def _check_saved(self, step: int, saved: int) -> None:
         if saved != step:
             raise TrainingError(
                 f"step {step} is done but its checkpoint could not be written; the last one kept "
                 f"is of step {saved}; free space for {self.recipe.output} and give the same "
                 "command again"
             )
-        return TrainingResult(self.recipe.output, step, interrupted and step < training.steps)
 
     def _next_share(self, shares: Iterator[list[Batch]]) -> tuple[list[Batch], str | None]:
         """This rank's micro-batches, or why there are none: the others must hear of it first."""
         try:
             return next(shares), None
-        except BadDataError as error:
+        except (BadDataError, ValueError, OSError, RuntimeError) as error:
             return [], str(error)
 
     def _agree(
@@ -330,10 +289,11 @@ class _Run:
             self.telemetry.quarantine(step, [asdict(incident) for incident in new])
             for incident in new:
                 logger.warning("data, step %d: %s", step, incident)
-        for _, theirs in gathered:
-            if theirs is not None:
-                raise BadDataError(theirs)
-        self.ledger.check()
+        with alike_on_every_rank():
+            for _, theirs in gathered:
+                if theirs is not None:
+                    raise BadDataError(theirs)
+            self.ledger.check()
 
     def _report(self, step: int, rate: float, norm: float) -> None:
         values = self.window.close(self.ranks.world)
@@ -438,6 +398,15 @@ class _Window:
         }
         self._reset()
         return values
+
+
+@alike_on_every_rank()
+def _check_norm(norm: float, step: int, saved: int) -> None:
+    if not math.isfinite(norm):
+        raise TrainingError(
+            f"the gradient norm of step {step} is {norm}; the last checkpoint is of step {saved}; "
+            "lower training.learning_rate or set training.gradient_clip"
+        )
 
 
 def _seed_of(seed: int, step: int, rank: int) -> int:

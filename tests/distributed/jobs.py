@@ -1,12 +1,15 @@
 """What ranks run in these tests, besides the command line itself."""
 
 import json
+import os
+from functools import cache
 from pathlib import Path
 
 import torch
 from deepspeed.utils import safe_get_full_optimizer_state
 from safetensors.torch import save_file
 
+from ibtrain.cli import main
 from ibtrain.config import Recipe, load_recipe
 from ibtrain.data.collate import Sample, collate
 from ibtrain.data.loader import MixtureLoader, cache_directory
@@ -15,6 +18,7 @@ from ibtrain.data.tokenization import InstructionTokenizer
 from ibtrain.model.base import base_config, base_directory, base_sources
 from ibtrain.model.weights import choose_sources
 from ibtrain.training.engine import Engine, start_processes
+from ibtrain.training.ranks import on_every_rank, on_rank_zero_only
 
 FIRST_MOMENT = 0.1  # exp_avg after the first step is (1 - beta1) times the gradient
 
@@ -45,7 +49,12 @@ def eight_samples(image_size: int, *, images: bool = True) -> list[Sample]:
 
 def tokenizer_of(recipe: Recipe) -> InstructionTokenizer:
     """The base's tokenizer."""
-    return InstructionTokenizer.from_directory(base_directory(recipe.model))
+    return _tokenizer_in(base_directory(recipe.model))
+
+
+@cache
+def _tokenizer_in(directory: Path) -> InstructionTokenizer:
+    return InstructionTokenizer.from_directory(directory)
 
 
 def micro_batches_of(recipe: Recipe, samples: list[Sample], size: int) -> list:
@@ -137,3 +146,26 @@ def sample_order(arguments: list[str]) -> None:
         batches.append([step, [tuple(pair) for part in gathered for pair in part]])
     if ranks.rank == 0:
         Path(out).write_text(json.dumps(batches))
+
+
+def another_recipe_on_rank_one(arguments: list[str]) -> int:
+    """`ibtrain` with its last argument on rank 1 alone."""
+    alone = 1 if os.environ["RANK"] == "1" else 0
+    return main(arguments[: len(arguments) - 1 + alone])
+
+
+def outcomes(arguments: list[str]) -> None:
+    """Writes what each rank gets of an action that does well, and of one that fails on rank 1."""
+    (out,) = arguments
+    ranks = start_processes()
+    met = [on_every_rank(ranks, lambda: ranks.rank), on_rank_zero_only(ranks, lambda: ranks.rank)]
+
+    def fail() -> None:
+        if ranks.rank == 1:
+            raise FileNotFoundError("no such shard")
+
+    try:
+        on_every_rank(ranks, fail)
+    except OSError as error:
+        met += [type(error).__name__, str(error)]
+    Path(f"{out}.{ranks.rank}").write_text(json.dumps(met))

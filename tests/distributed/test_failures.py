@@ -3,6 +3,7 @@
 Exit codes: 1 the job failed, 2 the request was wrong, 3 interrupted after a saved checkpoint.
 """
 
+import json
 import os
 import re
 import shutil
@@ -41,11 +42,13 @@ def start(zygote: Zygote, world: Path, run: Path, *overrides: str, ranks: int = 
 
 
 def sentence(group: Group, code: int) -> str:
-    """What rank 0 complained of; every rank must have ended with `code`, without a traceback."""
+    """What rank 0 complained of, alone; every rank must have ended with `code`, no traceback."""
     codes = group.wait(NO_HANG)
-    printed = group.output()
+    printed, *others = (group.output(rank) for rank in range(len(group.pids)))
     assert codes == [code] * len(group.pids), printed
     assert "Traceback" not in printed
+    for other in others:
+        assert "ibtrain: " not in other and "Traceback" not in other
     (complaint,) = re.findall(r"^ibtrain: (.*)", printed, re.MULTILINE | re.DOTALL)
     return complaint
 
@@ -110,6 +113,28 @@ def test_a_slip_in_the_recipe(
     group = start(zygote, world_directory, tmp_path / "run", *overrides, ranks=ranks)
     assert re.search(expected, sentence(group, 2))
     assert not (tmp_path / "run/recipe.yaml").exists()
+
+
+def test_a_slip_that_one_rank_meets(zygote: Zygote, world_directory: Path, tmp_path: Path) -> None:
+    """As where a directory is missing on one node: all end alike, and the first tells of it."""
+    group = zygote.start(
+        2,
+        "tests.distributed.jobs:another_recipe_on_rank_one",
+        *("train", str(world_directory / "tiny.yaml"), f"output={tmp_path / 'run'}"),
+        *(f"root={world_directory}", f"model.base={tmp_path / 'absent'}"),
+    )
+    told = rf"rank 1 on {re.escape(socket.gethostname())}: {tmp_path / 'absent'} is not a model"
+    assert re.match(told, sentence(group, 2))
+
+
+def test_outcomes_are_exchanged(zygote: Zygote, tmp_path: Path) -> None:
+    zygote.run(3, "tests.distributed.jobs:outcomes", str(tmp_path / "met"))
+    for rank in range(3):
+        own, first_alone, kind, message = json.loads((tmp_path / f"met.{rank}").read_text())
+        assert (own, first_alone) == (rank, 0 if rank == 0 else None)
+        assert kind == "FileNotFoundError"
+        where = "" if rank == 1 else f"rank 1 on {socket.gethostname()}: "
+        assert message == f"{where}no such shard"
 
 
 def test_missing_shards(zygote: Zygote, world: Path, tmp_path: Path) -> None:

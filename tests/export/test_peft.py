@@ -109,6 +109,14 @@ def test_another_kind_of_adapter_is_refused(adapter):
         file.write_text(text)
 
 
+def test_an_adapter_of_another_language_model_is_refused(run, tmp_path):
+    kept = export(run, tmp_path / "kept", "hf", keep_adapter=True).directory
+    file = kept / "adapter/adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"target_modules": ["w3"]}))
+    with pytest.raises(ValueError, match=r"kept/adapter is of another language model: .*'w3'"):
+        find_model(kept)
+
+
 def test_adapters_that_got_changed_fail_the_proof(run, tmp_path, monkeypatch):
     put = proof._put_adapters
 

@@ -50,6 +50,11 @@ def test_the_dtype_is_that_of_most_parameters(tmp_path):
     assert write_weights(tensors.items(), tmp_path).dtype == torch.bfloat16
 
 
+def test_a_file_system_that_does_not_take_it(tmp_path):
+    with pytest.raises(OSError, match=r"absent/shard-0\.safetensors cannot be written"):
+        write_weights(TENSORS.items(), tmp_path / "absent")
+
+
 def test_what_cannot_be_written_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no weights"):
         write_weights(iter(()), tmp_path)

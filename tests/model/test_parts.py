@@ -156,8 +156,15 @@ def test_unknown_keys_are_named(released):
     with pytest.raises(ValueError, match=r"wrong\.pth holds 1 tensors .*'Qformer.bert.pooler.w"):
         chosen_of(released.section(vision=released.vision, instructblip=wrong))
     wrong = released.save("wrong.pth", trimmed(released.state) | {"audio.bias": torch.ones(2)})
-    with pytest.raises(ValueError, match=r"wrong\.pth holds 1 tensors that LAVIS.*'audio.bias'"):
+    with pytest.raises(ValueError, match=r"wrong\.pth holds what LAVIS.*'audio.bias'"):
         chosen_of(released.section(vision=released.vision, instructblip=wrong))
+
+
+@pytest.mark.parametrize("part", ["vision", "stage1", "stage2", "instructblip", "language", "bert"])
+def test_a_file_that_is_not_there_is_named(released, tmp_path, part):
+    absent = {part: tmp_path / "absent.pth"}
+    with pytest.raises(ValueError, match=rf"{tmp_path / 'absent.pth'} .*give the|is not a model"):
+        chosen_of(released.section(**{"instructblip": released.instructblip} | absent))
 
 
 def test_a_projection_of_another_width(released):

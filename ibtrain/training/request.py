@@ -1,0 +1,80 @@
+"""What a run is asked for: a recipe, with the data, the base and the tokenizers that it names."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import InstructBlipConfig
+
+from ibtrain.config import Recipe, RecipeError
+from ibtrain.data.loader import cache_directory
+from ibtrain.data.mixture import Mixture, resolve_mixture
+from ibtrain.data.tokenization import InstructionTokenizer
+from ibtrain.model.base import base_config, base_directory, base_sources
+from ibtrain.model.weights import (
+    SafetensorsSource,
+    TensorSource,
+    check_vocabularies,
+    choose_sources,
+)
+from ibtrain.run_directory import TRAINABLE
+from ibtrain.training.engine import sharding_config
+from ibtrain.training.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class Request:
+    """A recipe with what it names: found, read and seen to fit together."""
+
+    recipe: Recipe
+    ranks: Ranks
+    mixture: Mixture
+    config: InstructBlipConfig
+    tokenizer: InstructionTokenizer
+    base: tuple[TensorSource, ...]
+    """Where the base's weights come from, and those of new adapters."""
+
+    @classmethod
+    def of(cls, recipe: Recipe, ranks: Ranks) -> "Request":
+        """Finds it all; what can be refused before a model is built is refused here.
+
+        Raises:
+            ValueError: when the recipe, the base, the tokenizers or the data cannot be used.
+        """
+        sharding_config(recipe, ranks.world)
+        mixture = resolve_mixture(
+            recipe.data, recipe.training.global_batch, cache_directory(recipe)
+        )
+        config = base_config(recipe.model)
+        _check_fit(recipe, config)
+        directory = base_directory(recipe.model)
+        tokenizer = InstructionTokenizer.from_directory(
+            directory, recipe.data.max_instruction_tokens, recipe.data.max_answer_tokens
+        )
+        check_vocabularies(config, len(tokenizer.language), len(tokenizer.qformer), str(directory))
+        base = base_sources(recipe.model, config, recipe.seed)
+        request = cls(recipe, ranks, mixture, config, tokenizer, tuple(base))
+        request.choose_sources(None)
+        return request
+
+    def choose_sources(self, resumed: Path | None) -> dict[str, TensorSource]:
+        """For each parameter where its value is read from: the base, or the checkpoint.
+
+        Args:
+            resumed: a step directory, whose weights win over the base's.
+
+        Raises:
+            ValueError: when weights are missing, damaged or do not fit.
+        """
+        model, sources = self.recipe.model, [*self.base]
+        if resumed is not None:
+            sources.append(SafetensorsSource([resumed / TRAINABLE], f"checkpoint {resumed}"))
+        return choose_sources(self.config, model.instruction_aware, sources, model.lora)
+
+
+def _check_fit(recipe: Recipe, config: InstructBlipConfig) -> None:
+    size = config.vision_config.image_size
+    if recipe.data.image_size != size:
+        raise RecipeError(
+            f"data.image_size is {recipe.data.image_size}, the base's vision tower takes {size}: "
+            f"set data.image_size={size}"
+        )
