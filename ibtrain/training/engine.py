@@ -26,7 +26,7 @@ from ibtrain.config import Recipe, RecipeError
 from ibtrain.model.instructblip import InstructBlip
 from ibtrain.model.language import restore_frequencies
 from ibtrain.model.weights import TensorSource, set_trainable
-from ibtrain.training.loading import fill_partitions, fill_replicas
+from ibtrain.training.loading import fill_partitions, fill_replicas, memory_given_back
 from ibtrain.training.ranks import Ranks
 
 DS_CONFIGS = Path(__file__).parents[2] / "ds_configs"
@@ -156,6 +156,7 @@ def load_model(
     with contextlib.ExitStack() as stack:
         stack.enter_context(_no_weight_initialization())
         if partitioned:
+            stack.enter_context(memory_given_back())
             # The dtype comes from the configuration: DeepSpeed 0.19 ignores one passed to Init on
             # accelerators without fp16 (a CPU) and silently builds in bf16.
             stack.enter_context(deepspeed.zero.Init(config_dict_or_path=ds_config))
@@ -169,7 +170,10 @@ def load_model(
         model.to(device=device, dtype=dtype)
     assert all(parameter.dtype == dtype for parameter in model.parameters())
     if partitioned:
-        fill_partitions(model, sources, ranks, lambda p: GatheredParameters([p], modifier_rank=0))
+        with memory_given_back():
+            fill_partitions(
+                model, sources, ranks, lambda p: GatheredParameters([p], modifier_rank=0)
+            )
     else:
         fill_replicas(model, sources, ranks)
     return model

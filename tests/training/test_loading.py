@@ -9,8 +9,6 @@ from ibtrain.model.weights import parameter_shapes
 from ibtrain.training.loading import _copy_slice
 from tools import bench_load
 
-GIB = 2**30
-
 
 @pytest.mark.parametrize(("numbers", "world"), [(12, 2), (13, 2), (13, 4), (3, 4), (1, 3)])
 def test_slices_make_up_the_tensor(numbers, world):
@@ -26,16 +24,19 @@ def test_slices_make_up_the_tensor(numbers, world):
 
 @pytest.mark.timeout(900)
 def test_no_rank_holds_more_than_its_share(tmp_path):
-    """20 shards, two processes; resident memory is read while they load."""
-    gigabytes = 0.4
+    """20 shards, two processes; resident memory is read while they load.
+
+    The bound is the partition, the largest tensor and 2 GiB. A small model would meet it if every
+    rank held all of it, so the 2 GiB are replaced by what the libraries have taken before, and a
+    tenth of the model.
+    """
+    gigabytes = 1.0
     bench_load.write_model(tmp_path / "model", gigabytes, shards=20)
     assert len(list((tmp_path / "model").glob("*.safetensors"))) >= 18
     shapes = parameter_shapes(bench_load.scaled_config(gigabytes))
-    sizes = [4 * math.prod(shape) for shape in shapes.values()]  # as fp32, which it may be built in
+    sizes = [2 * math.prod(shape) for shape in shapes.values()]
     ranks = bench_load.run("ibtrain", tmp_path / "model", 2)
-    assert sum(rank["partition"] for rank in ranks) >= sum(sizes) / 2
+    assert sum(rank["partition"] for rank in ranks) >= sum(sizes)
     for rank in ranks:
-        assert rank["peak"] < rank["partition"] + max(sizes) + 2 * GIB
-        # Without what the libraries take, which the 2 GiB are for, the bound is far tighter: a
-        # rank that held the whole model would exceed it.
-        assert rank["peak"] - rank["before"] < rank["partition"] + 2 * max(sizes) + GIB // 8
+        bound = rank["partition"] + max(sizes) + rank["before"] + sum(sizes) / 10
+        assert rank["peak"] < bound < rank["before"] + sum(sizes)
