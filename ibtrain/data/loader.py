@@ -21,7 +21,7 @@ from ibtrain.data.drawing import draw_sample
 from ibtrain.data.mixture import Mixture
 from ibtrain.data.order import epoch_order, replacement
 from ibtrain.data.quarantine import BadDataError, Incident, Ledger
-from ibtrain.data.reading_processes import ProcessDied, ReadingProcesses
+from ibtrain.data.reading_processes import ProcessDiedError, ReadingProcesses
 from ibtrain.data.records import Record
 from ibtrain.data.shard_cache import BadShardError, ShardCache
 from ibtrain.data.tokenization import InstructionTokenizer
@@ -310,7 +310,7 @@ class MixtureLoader:
                         f"no batch came within {self._timeout:g} seconds: a disk or an object "
                         "store does not answer; look at it, or raise data.worker_timeout"
                     ) from None
-                except ProcessDied as error:
+                except ProcessDiedError as error:
                     raise BadDataError(
                         f"a process that reads data died ({error}); if memory was short, lower "
                         "data.workers"

@@ -29,7 +29,7 @@ _NO_MORE = object()  # instead of a request
 _DIED = object()  # instead of an answer
 
 
-class ProcessDied(RuntimeError):  # noqa: N818  (it says what happened)
+class ProcessDiedError(RuntimeError):
     """A process ended before its answer was there."""
 
 
@@ -86,8 +86,8 @@ class ReadingProcesses:
 
         Raises:
             TimeoutError: it did not come within `timeout` seconds.
-            ProcessDied: the process ended before it.
-            RuntimeError: the work raised an exception; it carries the process's traceback.
+            ProcessDiedError: the process ended before it.
+            RuntimeError: the work or `receive` raised an exception; it carries the traceback.
         """
         number = self._answered % len(self._answers)
         try:
@@ -97,9 +97,9 @@ class ReadingProcesses:
         if answer is _DIED:
             process = self._processes[number]
             process.join(_PATIENCE_SECONDS)
-            raise ProcessDied(f"exit code {process.exitcode}")
+            raise ProcessDiedError(f"exit code {process.exitcode}")
         if isinstance(answer, _Failure):
-            raise RuntimeError(f"in a process that reads data:\n{answer.text}")
+            raise RuntimeError(f"while data was read ahead:\n{answer.text}")
         self._answered += 1
         return answer
 
@@ -135,6 +135,8 @@ def _attend(
                 answers.put(answer if isinstance(answer, _Failure) else receive(answer))
     except (OSError, EOFError):
         answers.put(_DIED)
+    except Exception:  # noqa: BLE001  (raised again by who asks; a thread that ends tells nobody)
+        answers.put(_Failure(traceback.format_exc()))
 
 
 def _serve(

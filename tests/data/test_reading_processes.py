@@ -12,7 +12,7 @@ import psutil
 import pytest
 import torch
 
-from ibtrain.data.reading_processes import ProcessDied, ReadingProcesses
+from ibtrain.data.reading_processes import ProcessDiedError, ReadingProcesses
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +92,7 @@ def test_a_process_that_dies() -> None:
     for request in (1, "die", 3):
         processes.ask(request)
     assert processes.next(60)["number"] == 1
-    with pytest.raises(ProcessDied, match="exit code -9"):
+    with pytest.raises(ProcessDiedError, match="exit code -9"):
         processes.next(60)
     processes.close()
 
@@ -145,6 +145,14 @@ print(json.dumps([processes.next(60) for _ in range(3)]), flush=True)
 if sys.argv[1] == "killed":
     os.kill(os.getpid(), signal.SIGKILL)
 """
+
+
+def test_an_exception_where_answers_are_received() -> None:
+    processes = ReadingProcesses(1, work, lambda answer: answer["absent"])
+    processes.ask(1)
+    with pytest.raises(RuntimeError, match=r"Traceback(.|\n)*KeyError: 'absent'"):
+        processes.next(60)
+    processes.close()
 
 
 @pytest.mark.parametrize(("way", "code"), [("exits", 0), ("killed", -signal.SIGKILL)])
