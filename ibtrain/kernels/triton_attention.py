@@ -23,19 +23,34 @@ where time does not count."""
 
 
 @triton.jit
-def _dot(left, right, WIDEN: tl.constexpr):
-    """left @ right in fp32. WIDEN: Triton's interpreter cannot multiply bf16."""
-    if WIDEN:
+def _dot(left, right, INTERPRETED: tl.constexpr):
+    """left @ right in fp32. Triton's interpreter cannot multiply bf16."""
+    if INTERPRETED:
         left = left.to(tl.float32)
         right = right.to(tl.float32)
     return tl.dot(left, right, input_precision="ieee")
 
 
 @triton.jit
-def _bias_MN(bias, rows, columns, head, reach):
+def _bias_places(bias, rows, columns, head, reach):
     """The places in the table of [H, 2R+1] that hold the bias of each pair."""
     distance = columns[None, :] - rows[:, None]
     return bias + head * (2 * reach + 1) + tl.minimum(tl.maximum(distance, -reach), reach) + reach
+
+
+@triton.jit
+def _bias_MN(bias, rows, columns, head, reach, INTERPRETED: tl.constexpr):
+    """The bias of each pair, from a table so small that it stays in the first cache.
+
+    Read in assembly: Triton would copy every value asynchronously through shared memory, 4 bytes at
+    a time, for several blocks ahead (over 130 KB, and 400 bytes of spilled registers).
+    """
+    places = _bias_places(bias, rows, columns, head, reach)
+    if INTERPRETED:
+        return tl.load(places)
+    return tl.inline_asm_elementwise(
+        "ld.global.nc.f32 $0, [$1];", "=f,l", [places], dtype=tl.float32, is_pure=True, pack=1
+    )
 
 
 @triton.jit
@@ -129,16 +144,16 @@ def _forward_step(
     CAUSAL: tl.constexpr,
     BIAS: tl.constexpr,
     DROPOUT: tl.constexpr,
-    WIDEN: tl.constexpr,
+    INTERPRETED: tl.constexpr,
     WHOLE: tl.constexpr,
 ):
     """One block of keys more in the running softmax."""
     rows = first_row + tl.arange(0, M)
     columns = first_column + tl.arange(0, N)
     key_NK = _rows(key, key_stride, columns, key_length, WIDTH, K, WHOLE)
-    scores_MN = _dot(query_MK, tl.trans(key_NK), WIDEN) * (scale * LOG2_E)
+    scores_MN = _dot(query_MK, tl.trans(key_NK), INTERPRETED) * (scale * LOG2_E)
     if BIAS:
-        scores_MN += tl.load(_bias_MN(bias, rows, columns, head, reach)) * LOG2_E
+        scores_MN += _bias_MN(bias, rows, columns, head, reach, INTERPRETED) * LOG2_E
     if not WHOLE:
         visible = _visible(rows[:, None], columns[None, :], query_length, key_length, CAUSAL)
         scores_MN = tl.where(visible, scores_MN, float("-inf"))
@@ -154,7 +169,7 @@ def _forward_step(
         weights_MN = tl.where(kept, weights_MN, 0.0)
     value_NK = _rows(value, value_stride, columns, key_length, WIDTH, K, WHOLE)
     accumulated = accumulated * fading[:, None]
-    accumulated += _dot(weights_MN.to(value_NK.dtype), value_NK, WIDEN)
+    accumulated += _dot(weights_MN.to(value_NK.dtype), value_NK, INTERPRETED)
     return accumulated, higher, total
 
 
@@ -186,7 +201,7 @@ def attention_forward(
     CAUSAL: tl.constexpr,
     BIAS: tl.constexpr,
     DROPOUT: tl.constexpr,
-    WIDEN: tl.constexpr,
+    INTERPRETED: tl.constexpr,
 ):
     """Output [T, H, K] and base-2 log of each row's softmax denominator [H, T]."""
     head = tl.program_id(1)
@@ -218,14 +233,14 @@ def attention_forward(
             accumulated, highest, total, query_MK, key, value, bias, seed,
             key_stride, value_stride, first_row, packed_row, first_column,
             query_length, key_length, head, scale, reach, threshold,
-            WIDTH, K, M, N, CAUSAL, BIAS, DROPOUT, WIDEN, True,
+            WIDTH, K, M, N, CAUSAL, BIAS, DROPOUT, INTERPRETED, True,
         )  # fmt: skip
     for first_column in range(whole, end, N):
         accumulated, highest, total = _forward_step(
             accumulated, highest, total, query_MK, key, value, bias, seed,
             key_stride, value_stride, first_row, packed_row, first_column,
             query_length, key_length, head, scale, reach, threshold,
-            WIDTH, K, M, N, CAUSAL, BIAS, DROPOUT, WIDEN, False,
+            WIDTH, K, M, N, CAUSAL, BIAS, DROPOUT, INTERPRETED, False,
         )  # fmt: skip
     seen = total > 0.0  # a row that sees no key gives 0
     divisor = tl.where(seen, total, 1.0)
@@ -300,7 +315,7 @@ def attention_backward_key(
     CAUSAL: tl.constexpr,
     BIAS: tl.constexpr,
     DROPOUT: tl.constexpr,
-    WIDEN: tl.constexpr,
+    INTERPRETED: tl.constexpr,
 ):
     """Gradients of one block of keys and values, over all queries of all heads that read them."""
     key_head = tl.program_id(1)
@@ -334,9 +349,9 @@ def attention_backward_key(
             rows = first_row + tl.arange(0, M)
             inside = rows < query_length
             query_MK = _rows(query_rows, query_stride, rows, query_length, WIDTH, K, False)
-            scores_NM = _dot(key_NK, tl.trans(query_MK), WIDEN) * (scale * LOG2_E)
+            scores_NM = _dot(key_NK, tl.trans(query_MK), INTERPRETED) * (scale * LOG2_E)
             if BIAS:
-                bias_MN = tl.load(_bias_MN(bias, rows, columns, head, reach))
+                bias_MN = _bias_MN(bias, rows, columns, head, reach, INTERPRETED)
                 scores_NM += tl.trans(bias_MN) * LOG2_E
             log_total = tl.load(log_totals + numbers + rows, mask=inside, other=0.0)
             weights_NM = tl.exp2(scores_NM - log_total[None, :])
@@ -350,7 +365,7 @@ def attention_backward_key(
             gradient_MK = _rows(
                 gradient_rows, gradient_stride, rows, query_length, WIDTH, K, False
             )
-            weight_gradient_NM = _dot(value_NK, tl.trans(gradient_MK), WIDEN)
+            weight_gradient_NM = _dot(value_NK, tl.trans(gradient_MK), INTERPRETED)
             applied_NM = weights_NM
             if DROPOUT:
                 kept = tl.trans(
@@ -360,10 +375,10 @@ def attention_backward_key(
                 )
                 applied_NM = tl.where(kept != 0, weights_NM * kept_scale, 0.0)
                 weight_gradient_NM = tl.where(kept != 0, weight_gradient_NM * kept_scale, 0.0)
-            value_sum += _dot(applied_NM.to(gradient_MK.dtype), gradient_MK, WIDEN)
+            value_sum += _dot(applied_NM.to(gradient_MK.dtype), gradient_MK, INTERPRETED)
             taken_off = tl.load(delta + numbers + rows, mask=inside, other=0.0)
             score_gradient_NM = weights_NM * (weight_gradient_NM - taken_off[None, :])
-            key_sum += _dot(score_gradient_NM.to(query_MK.dtype), query_MK, WIDEN)
+            key_sum += _dot(score_gradient_NM.to(query_MK.dtype), query_MK, INTERPRETED)
     places = key_begin.to(tl.int64) * key_gradient_stride + key_head * WIDTH
     _store_rows(
         key_gradient + places, key_gradient_stride, columns, key_length, key_sum * scale, WIDTH, K
@@ -405,21 +420,21 @@ def _backward_query_step(
     BIAS: tl.constexpr,
     BIAS_GRADIENT: tl.constexpr,
     DROPOUT: tl.constexpr,
-    WIDEN: tl.constexpr,
+    INTERPRETED: tl.constexpr,
     WHOLE: tl.constexpr,
 ):
     rows = first_row + tl.arange(0, M)
     columns = first_column + tl.arange(0, N)
     key_NK = _rows(key, key_stride, columns, key_length, WIDTH, K, WHOLE)
     value_NK = _rows(value, value_stride, columns, key_length, WIDTH, K, WHOLE)
-    scores_MN = _dot(query_MK, tl.trans(key_NK), WIDEN) * (scale * LOG2_E)
+    scores_MN = _dot(query_MK, tl.trans(key_NK), INTERPRETED) * (scale * LOG2_E)
     if BIAS:
-        scores_MN += tl.load(_bias_MN(bias, rows, columns, head, reach)) * LOG2_E
+        scores_MN += _bias_MN(bias, rows, columns, head, reach, INTERPRETED) * LOG2_E
     weights_MN = tl.exp2(scores_MN - log_total[:, None])
     if not WHOLE or BIAS:  # a large bias on a row beyond the end would be infinity times zero
         visible = _visible(rows[:, None], columns[None, :], query_length, key_length, CAUSAL)
         weights_MN = tl.where(visible, weights_MN, 0.0)
-    weight_gradient_MN = _dot(gradient_MK, tl.trans(value_NK), WIDEN)
+    weight_gradient_MN = _dot(gradient_MK, tl.trans(value_NK), INTERPRETED)
     if DROPOUT:
         kept = _kept_MN(seed, head, first_packed_row, first_column, threshold, M, N)
         weight_gradient_MN = tl.where(kept, weight_gradient_MN * kept_scale, 0.0)
@@ -427,12 +442,12 @@ def _backward_query_step(
     if BIAS_GRADIENT:
         inside = (rows[:, None] < query_length) & (columns[None, :] < key_length)
         tl.atomic_add(
-            _bias_MN(bias_gradient, rows, columns, head, reach),
+            _bias_places(bias_gradient, rows, columns, head, reach),
             score_gradient_MN,
             mask=inside,
             sem="relaxed",
         )
-    return query_sum + _dot(score_gradient_MN.to(key_NK.dtype), key_NK, WIDEN)
+    return query_sum + _dot(score_gradient_MN.to(key_NK.dtype), key_NK, INTERPRETED)
 
 
 @triton.jit
@@ -468,7 +483,7 @@ def attention_backward_query(
     BIAS: tl.constexpr,
     BIAS_GRADIENT: tl.constexpr,
     DROPOUT: tl.constexpr,
-    WIDEN: tl.constexpr,
+    INTERPRETED: tl.constexpr,
 ):
     """Gradients of one block of queries and, added up over all programs, of the bias [H, 2R+1].
 
@@ -507,14 +522,14 @@ def attention_backward_query(
             query_sum, query_MK, gradient_MK, log_total, taken_off, key, value, bias,
             bias_gradient, seed, key_stride, value_stride, first_row, packed_row, first_column,
             query_length, key_length, head, scale, reach, threshold, kept_scale,
-            WIDTH, K, M, N, CAUSAL, BIAS, BIAS_GRADIENT, DROPOUT, WIDEN, True,
+            WIDTH, K, M, N, CAUSAL, BIAS, BIAS_GRADIENT, DROPOUT, INTERPRETED, True,
         )  # fmt: skip
     for first_column in range(whole, end, N):
         query_sum = _backward_query_step(
             query_sum, query_MK, gradient_MK, log_total, taken_off, key, value, bias,
             bias_gradient, seed, key_stride, value_stride, first_row, packed_row, first_column,
             query_length, key_length, head, scale, reach, threshold, kept_scale,
-            WIDTH, K, M, N, CAUSAL, BIAS, BIAS_GRADIENT, DROPOUT, WIDEN, False,
+            WIDTH, K, M, N, CAUSAL, BIAS, BIAS_GRADIENT, DROPOUT, INTERPRETED, False,
         )  # fmt: skip
     _store_rows(
         query_gradient, query_gradient_stride, rows, query_length, query_sum * scale, WIDTH, K

@@ -92,7 +92,7 @@ def _constants(form: Form, blocks: Blocks) -> dict[str, Any]:
         "CAUSAL": form.causal,
         "BIAS": form.bias,
         "DROPOUT": form.dropout,
-        "WIDEN": interpreted(),
+        "INTERPRETED": interpreted(),
     }
 
 
