@@ -9,16 +9,16 @@ have. Which kernels there are is said by the files that launch them (`Variant`).
 """
 
 import argparse
+import contextlib
 import dataclasses
+import io
 import json
 import os
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import Any
 
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     names = [name for name in variants_by_name() if parsed.only in name]
     jobs = [(name, architecture) for name in names for architecture in parsed.architecture]
     with tempfile.TemporaryDirectory() as cache:
-        os.environ["TRITON_CACHE_DIR"] = cache
+        os.environ |= {"TRITON_CACHE_DIR": cache, "TRITON_DUMP_PTXAS_LOG": "1"}
         with ProcessPoolExecutor(parsed.processes) as pool:
             results = list(pool.map(_compile_named, *zip(*jobs, strict=True), chunksize=8))
     failed = [result for result in results if result.faults]
@@ -83,13 +83,15 @@ def compile_variant(variant: Any, architecture: int) -> Compiled:
         constexprs={(index[name],): value for name, value in variant.constants.items()},
         attrs={(index[name],): [["tt.divisibility", 16]] for name in variant.aligned},
     )
+    told = io.StringIO()
     try:
-        kernel = triton.compile(
-            source, target=GPUTarget("cuda", architecture, 32), options=variant.options
-        )
+        with contextlib.redirect_stdout(told):
+            kernel = triton.compile(
+                source, target=GPUTarget("cuda", architecture, 32), options=variant.options
+            )
     except Exception as error:  # noqa: BLE001 - whatever the compiler raises is what is reported
         return Compiled(variant.name, architecture, faults=(f"does not compile: {error}",))
-    registers, spilled = _registers(kernel.asm["ptx"], architecture)
+    registers, spilled = _registers(told.getvalue())
     text = kernel.asm["ptx"]
     compiled = Compiled(
         variant.name,
@@ -115,21 +117,8 @@ def _faults(variant: Any, compiled: Compiled) -> Iterator[str]:
         yield "no cp.async: its loads are not pipelined"
 
 
-def _registers(ptx: str, architecture: int) -> tuple[int, int]:
-    """Registers of a thread and bytes spilled (stores and loads), as ptxas tells them."""
-    from triton import knobs
-
-    suffix = "a" if architecture == 90 else ""
-    with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch) / "kernel.ptx"
-        file.write_text(ptx)
-        told = subprocess.run(
-            [knobs.nvidia.ptxas.path, "-v", f"--gpu-name=sm_{architecture}{suffix}"]
-            + [str(file), "-o", str(file.with_suffix(".cubin"))],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stderr
+def _registers(told: str) -> tuple[int, int]:
+    """Registers of a thread and bytes spilled (stores and loads), from what ptxas says."""
     stores, loads = (
         int(found) for found in re.findall(r"(\d+) bytes spill (?:stores|loads)", told)
     )

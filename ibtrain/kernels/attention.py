@@ -1,18 +1,27 @@
-"""Attention over packed sequences: the one public function of this folder.
+"""Attention over packed sequences: the one public function, and its way to a backend.
 
 A micro-batch is one row of T tokens, the sequences end to end; `cu_query` and `cu_key` [B+1] say
 where each begins. Vision, the Q-Former (self and cross) and the language model all call this.
+Which backend computes it is said by the table in backends.py.
 
 Shapes: T packed query rows, S packed key rows, B sequences, H query heads, G key heads,
 K head width.
 """
 
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+
+from ibtrain.kernels import libraries
+from ibtrain.kernels.backends import AttentionKind, Backend, choose
+from ibtrain.kernels.sdpa import padded_attention
+
+# torch prefers cuDNN's attention on Hopper. It builds a plan for every shape it has not seen (0.44 s
+# forward and 0.55 s backward, modelscope/FunASR#3704), and no two packed batches have one shape; its
+# backward with a mask can return NaN (pytorch#196678), and it misreads a mask of another dtype
+# (pytorch#191612).
+torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def varlen_attention(
@@ -28,6 +37,7 @@ def varlen_attention(
     scale: float | None = None,
     rel_bias: Tensor | None = None,
     dropout_p: float = 0.0,
+    seed: int | Tensor | None = None,
 ) -> Tensor:
     """softmax(q k^T * scale + bias) v within each sequence; returns [T, H, K].
 
@@ -35,8 +45,8 @@ def varlen_attention(
         query_THK: queries [T, H, K].
         key_SGK: keys [S, G, K]; H is a multiple of G.
         value_SGK: values [S, G, K].
-        cu_query: [B+1] cumulative query lengths, from 0 to T.
-        cu_key: [B+1] cumulative key lengths, from 0 to S.
+        cu_query: [B+1] int32 or int64, cumulative query lengths, from 0 to T.
+        cu_key: [B+1] int32 or int64, cumulative key lengths, from 0 to S.
         max_query: the longest query sequence.
         max_key: the longest key sequence.
         causal: bottom-right aligned causal mask.
@@ -44,118 +54,63 @@ def varlen_attention(
         rel_bias: [H, 2R+1], a bias of each head by distance (T5's): key j adds
             rel_bias[h, clamp(j - i, -R, R) + R] to the score of query i, both counted from the
             beginning of their sequence.
-        dropout_p: dropout on the attention weights, drawn from torch's generator.
+        dropout_p: dropout on the attention weights, in [0, 1).
+        seed: what the dropout is drawn from, a number or a tensor [1] int64 on the same device;
+            left out, it is drawn from torch's generator (so checkpointing, which puts that back,
+            drops the same weights again). Only Triton's kernels take one: SDPA and flash-attn draw
+            from torch's generator themselves.
 
     Returns:
         [T, H, K]. A row without keys gives 0.
 
     Raises:
-        ValueError: when shapes, lengths and cumulative lengths do not belong together.
+        ValueError: when shapes, dtypes, devices, lengths and cumulative lengths do not belong
+            together, or no backend can compute this. On a GPU the values of the cumulative lengths
+            are not looked at: reading them would wait for it.
     """
-    _check(query_THK, key_SGK, value_SGK, cu_query, cu_key, rel_bias)
-    if query_THK.device.type == "cpu":  # elsewhere, reading the lengths would wait for the device
+    _check_rows(query_THK, key_SGK, value_SGK)
+    _check_places(cu_query, cu_key)
+    _check_devices(
+        query=query_THK,
+        key=key_SGK,
+        value=value_SGK,
+        cu_query=cu_query,
+        cu_key=cu_key,
+        rel_bias=rel_bias,
+        seed=seed if isinstance(seed, Tensor) else None,
+    )
+    if rel_bias is not None:
+        _check_bias(query_THK, rel_bias)
+    if not 0.0 <= dropout_p < 1.0:
+        raise ValueError(f"dropout_p is {dropout_p}; it must be at least 0 and below 1")
+    if query_THK.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_lengths("query", cu_query, query_THK.shape[0], max_query)
         _check_lengths("key", cu_key, key_SGK.shape[0], max_key)
-    sequences = cu_query.numel() - 1
-    uniform = (
-        sequences * max_query == query_THK.shape[0] and sequences * max_key == key_SGK.shape[0]
+    kind = AttentionKind(
+        device=query_THK.device,
+        dtype=query_THK.dtype,
+        head_width=query_THK.shape[-1],
+        causal=causal,
+        bias=rel_bias is not None,
+        dropout=dropout_p > 0,
     )
-    options: dict[str, Any] = {
-        "dropout_p": dropout_p,
-        "scale": scale,
-        "enable_gqa": query_THK.shape[1] != key_SGK.shape[1],
-    }
-    bias_Hqk = None if rel_bias is None else _bias_by_distance(rel_bias, max_query, max_key)
-    if uniform and not (causal and max_query != max_key):
-        return _uniform(query_THK, key_SGK, value_SGK, sequences, causal, bias_Hqk, options)
-    return _padded(
-        *(query_THK, key_SGK, value_SGK, cu_query, cu_key, max_query, max_key),
-        causal,
-        bias_Hqk,
-        options,
-    )
+    scale = query_THK.shape[-1] ** -0.5 if scale is None else scale
+    places = (cu_query.to(torch.int32), cu_key.to(torch.int32))
+    inputs = (query_THK, key_SGK, value_SGK, *places, max_query, max_key)
+    match choose(kind).backend:
+        case Backend.TRITON:
+            return _triton(*inputs, causal, scale, rel_bias, dropout_p, seed)
+        case Backend.TORCH_VARLEN:
+            return libraries.torch_varlen(*inputs, causal=causal, scale=scale)
+        case Backend.FLASH:
+            return libraries.flash(*inputs, causal=causal, scale=scale, dropout_p=dropout_p)
+        case Backend.SDPA:
+            return padded_attention(
+                *inputs, causal=causal, scale=scale, rel_bias=rel_bias, dropout_p=dropout_p
+            )
 
 
-def _check(
-    query_THK: Tensor,
-    key_SGK: Tensor,
-    value_SGK: Tensor,
-    cu_query: Tensor,
-    cu_key: Tensor,
-    rel_bias: Tensor | None,
-) -> None:
-    if key_SGK.shape != value_SGK.shape or query_THK.shape[-1] != key_SGK.shape[-1]:
-        raise ValueError(
-            f"query {tuple(query_THK.shape)}, key {tuple(key_SGK.shape)} and value "
-            f"{tuple(value_SGK.shape)} do not fit: key and value must have the same shape, "
-            "and all three the same head width"
-        )
-    if key_SGK.shape[1] == 0 or query_THK.shape[1] % key_SGK.shape[1]:
-        raise ValueError(
-            f"{query_THK.shape[1]} query heads are not a multiple of {key_SGK.shape[1]} key heads"
-        )
-    if cu_query.numel() != cu_key.numel():
-        raise ValueError(
-            f"cu_query names {cu_query.numel() - 1} sequences and cu_key {cu_key.numel() - 1}; "
-            "they must name the same ones"
-        )
-    heads = query_THK.shape[1]
-    if rel_bias is not None and (rel_bias.dim() != 2 or rel_bias.shape[0] != heads):
-        raise ValueError(f"rel_bias is {tuple(rel_bias.shape)}; it must be [{heads} heads, 2R+1]")
-    if rel_bias is not None and rel_bias.shape[1] % 2 == 0:
-        raise ValueError(
-            f"rel_bias has {rel_bias.shape[1]} distances; from -R to R they are an odd number"
-        )
-
-
-def _check_lengths(name: str, cumulative: Tensor, rows: int, longest: int) -> None:
-    values = cumulative.tolist()
-    if not values or values[0] != 0 or values[-1] != rows or values != sorted(values):
-        raise ValueError(f"cu_{name} must rise from 0 to {rows}, the packed rows; got {values}")
-    found = max((after - before for before, after in pairwise(values)), default=0)
-    if found > longest:
-        raise ValueError(
-            f"max_{name} is {longest}, and cu_{name} {values} has a sequence of {found} rows"
-        )
-
-
-def _bias_by_distance(rel_bias: Tensor, max_query: int, max_key: int) -> Tensor:
-    """The table [H, 2R+1] laid out for every pair of places [H, q, k]."""
-    reach = rel_bias.shape[1] // 2
-    row = torch.arange(max_query, device=rel_bias.device)
-    column = torch.arange(max_key, device=rel_bias.device)
-    distance_qk = (column - row[:, None]).clamp(-reach, reach) + reach
-    return rel_bias[:, distance_qk]
-
-
-def _uniform(
-    query_THK: Tensor,
-    key_SGK: Tensor,
-    value_SGK: Tensor,
-    sequences: int,
-    causal: bool,
-    bias_Hqk: Tensor | None,
-    options: dict[str, Any],
-) -> Tensor:
-    """All sequences are equally long: packing is a reshape and no padding is needed."""
-    query, key, value = (
-        rows.unflatten(0, (sequences, rows.shape[0] // sequences if sequences else 0)).transpose(
-            1, 2
-        )
-        for rows in (query_THK, key_SGK, value_SGK)
-    )
-    if bias_Hqk is not None:
-        bias_Hqk = bias_Hqk.to(query.dtype)
-        if causal:
-            seen_qk = torch.ones(bias_Hqk.shape[1:], dtype=torch.bool, device=query.device).tril()
-            bias_Hqk = bias_Hqk.masked_fill(~seen_qk, torch.finfo(query.dtype).min)
-        options = options | {"attn_mask": bias_Hqk[None]}
-        causal = False
-    out = functional.scaled_dot_product_attention(query, key, value, is_causal=causal, **options)
-    return out.transpose(1, 2).flatten(0, 1)
-
-
-def _padded(
+def _triton(
     query_THK: Tensor,
     key_SGK: Tensor,
     value_SGK: Tensor,
@@ -164,88 +119,89 @@ def _padded(
     max_query: int,
     max_key: int,
     causal: bool,
-    bias_Hqk: Tensor | None,
-    options: dict[str, Any],
+    scale: float,
+    rel_bias: Tensor | None,
+    dropout_p: float,
+    seed: int | Tensor | None,
 ) -> Tensor:
-    """Sequences of different lengths: laid out in a padded block for SDPA and taken back."""
-    sequences = cu_query.numel() - 1
-    query_slots = _slots(cu_query, max_query, query_THK.shape[0])
-    key_slots = query_slots if cu_key is cu_query else _slots(cu_key, max_key, key_SGK.shape[0])
-    query = _pad(query_THK, query_slots, sequences * max_query)
-    key = _pad(key_SGK, key_slots, sequences * max_key)
-    value = _pad(value_SGK, key_slots, sequences * max_key)
+    from ibtrain.kernels.triton_attention_launch import attention
 
-    column = torch.arange(max_key, device=query.device)
-    key_length_B = cu_key.diff()
-    seen = (column < key_length_B[:, None])[:, None, None, :]
-    if causal:
-        row = torch.arange(max_query, device=query.device)
-        last_seen_Bq = row + (key_length_B - cu_query.diff())[:, None]
-        seen = seen & (column <= last_seen_Bq[:, :, None])[:, None]
-    mask = seen
-    if bias_Hqk is not None:
-        # Not minus infinity: its gradient is not a number in the rows of padding.
-        lowest = torch.finfo(query.dtype).min
-        mask = bias_Hqk.to(query.dtype)[None].masked_fill(~seen, lowest)
-    out = functional.scaled_dot_product_attention(
-        query.unflatten(0, (sequences, max_query)).transpose(1, 2),
-        key.unflatten(0, (sequences, max_key)).transpose(1, 2),
-        value.unflatten(0, (sequences, max_key)).transpose(1, 2),
-        attn_mask=mask,
-        **options,
+    if rel_bias is not None:
+        rel_bias = rel_bias.float().contiguous()
+    if dropout_p == 0.0:
+        seed = None
+    elif seed is None:
+        # On the device: nothing waits, and torch's generator there is the one that is put back.
+        seed = torch.randint(2**62, (1,), device=query_THK.device)
+    elif not isinstance(seed, Tensor):
+        seed = torch.tensor([seed], dtype=torch.int64, device=query_THK.device)
+    out: Tensor
+    out, _ = attention(
+        *(query_THK, key_SGK, value_SGK, cu_query, cu_key, max_query, max_key),
+        *(causal, scale, rel_bias, dropout_p, seed),
     )
-    # A row that sees no key is a softmax over nothing: 0 by definition here.
-    out = out.masked_fill(~seen.any(dim=-1, keepdim=True), 0.0)
-    return _unpad(out.transpose(1, 2).flatten(0, 1), query_slots)
+    return out
 
 
-def _slots(cumulative: Tensor, longest: int, rows: int) -> Tensor:
-    """For each packed row [T], its place in a padded block of B * longest rows."""
-    lengths_B = cumulative.diff().long()
-    index_B = torch.arange(lengths_B.numel(), device=cumulative.device)
-    sequence_T = torch.repeat_interleave(index_B, lengths_B, output_size=rows)
-    position_T = torch.arange(rows, device=cumulative.device) - cumulative.long()[sequence_T]
-    return sequence_T * longest + position_T
+def _check_rows(query_THK: Tensor, key_SGK: Tensor, value_SGK: Tensor) -> None:
+    rows = {"query": query_THK, "key": key_SGK, "value": value_SGK}
+    shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in rows.items())
+    if any(tensor.dim() != 3 for tensor in rows.values()):
+        raise ValueError(f"{shapes}: each must be [rows, heads, head width]")
+    if key_SGK.shape != value_SGK.shape or query_THK.shape[-1] != key_SGK.shape[-1]:
+        raise ValueError(
+            f"{shapes} do not fit: key and value must have the same shape, and all three the "
+            "same head width"
+        )
+    if key_SGK.shape[1] == 0 or query_THK.shape[1] % key_SGK.shape[1]:
+        raise ValueError(
+            f"{query_THK.shape[1]} query heads are not a multiple of {key_SGK.shape[1]} key heads"
+        )
+    if len({tensor.dtype for tensor in rows.values()}) > 1:
+        dtypes = ", ".join(f"{name} {tensor.dtype}" for name, tensor in rows.items())
+        raise ValueError(f"the dtypes differ: {dtypes}; attention computes in one")
+    if not query_THK.dtype.is_floating_point:
+        raise ValueError(f"attention of {query_THK.dtype}: it must be a floating-point type")
 
 
-def _pad(rows: Tensor, slots: Tensor, total: int) -> Tensor:
-    padded: Tensor = _Pad.apply(rows, slots, total)  # type: ignore[no-untyped-call]
-    return padded
+def _check_places(cu_query: Tensor, cu_key: Tensor) -> None:
+    for name, cumulative in (("cu_query", cu_query), ("cu_key", cu_key)):
+        whole = cumulative.dtype in (torch.int32, torch.int64)
+        if cumulative.dim() != 1 or cumulative.numel() == 0 or not whole:
+            raise ValueError(
+                f"{name} is {cumulative.dtype} of shape {tuple(cumulative.shape)}; it must be "
+                "the cumulative lengths [sequences + 1] in int32 or int64"
+            )
+    if cu_query.numel() != cu_key.numel():
+        raise ValueError(
+            f"cu_query names {cu_query.numel() - 1} sequences and cu_key {cu_key.numel() - 1}; "
+            "they must name the same ones"
+        )
 
 
-def _unpad(block: Tensor, slots: Tensor) -> Tensor:
-    rows: Tensor = _Unpad.apply(block, slots)  # type: ignore[no-untyped-call]
-    return rows
+def _check_devices(**tensors: Tensor | None) -> None:
+    given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    if len({tensor.device for tensor in given.values()}) > 1:
+        devices = ", ".join(f"{name} on {tensor.device}" for name, tensor in given.items())
+        raise ValueError(f"the tensors lie on different devices: {devices}; move them to one")
 
 
-class _Pad(torch.autograd.Function):
-    """Rows to their slots in a block of zeros. The backward is a gather: torch's own backward of
-    the equivalent indexing is a scatter-add, several times slower on a CPU.
-    """
-
-    @staticmethod
-    def forward(context: Any, rows: Tensor, slots: Tensor, total: int) -> Tensor:
-        context.save_for_backward(slots)
-        return rows.new_zeros(total, *rows.shape[1:]).index_copy_(0, slots, rows)
-
-    @staticmethod
-    def backward(context: Any, *gradients: Tensor) -> Any:
-        (slots,) = context.saved_tensors
-        return gradients[0].index_select(0, slots), None, None
+def _check_bias(query_THK: Tensor, rel_bias: Tensor) -> None:
+    heads = query_THK.shape[1]
+    if rel_bias.dim() != 2 or rel_bias.shape[0] != heads:
+        raise ValueError(f"rel_bias is {tuple(rel_bias.shape)}; it must be [{heads} heads, 2R+1]")
+    if rel_bias.shape[1] % 2 == 0:
+        raise ValueError(
+            f"rel_bias has {rel_bias.shape[1]} distances; from -R to R they are an odd number"
+        )
 
 
-class _Unpad(torch.autograd.Function):
-    """The inverse of `_Pad`: slots are distinct, so its backward is a copy, not an addition."""
-
-    @staticmethod
-    def forward(context: Any, block: Tensor, slots: Tensor) -> Tensor:
-        context.save_for_backward(slots)
-        context.total = block.shape[0]
-        return block.index_select(0, slots)
-
-    @staticmethod
-    def backward(context: Any, *gradients: Tensor) -> Any:
-        (slots,) = context.saved_tensors
-        gradient = gradients[0]
-        block = gradient.new_zeros(context.total, *gradient.shape[1:])
-        return block.index_copy_(0, slots, gradient), None
+def _check_lengths(name: str, cumulative: Tensor, rows: int, longest: int) -> None:
+    values = cumulative.tolist()
+    if values[0] != 0 or values[-1] != rows or values != sorted(values):
+        raise ValueError(f"cu_{name} must rise from 0 to {rows}, the packed rows; got {values}")
+    found = max((after - before for before, after in pairwise(values)), default=0)
+    if found > longest:
+        raise ValueError(
+            f"max_{name} is {longest}, and cu_{name} {values} has a sequence of {found} rows"
+        )

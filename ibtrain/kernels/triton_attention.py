@@ -96,15 +96,27 @@ def _store_rows(base, stride, rows, length, values, WIDTH: tl.constexpr, K: tl.c
 
 @triton.jit
 def _key_range(
-    first_row, query_length, key_length, M: tl.constexpr, N: tl.constexpr, CAUSAL: tl.constexpr
+    first_row,
+    query_length,
+    key_length,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    SPLIT: tl.constexpr,
 ):
-    """Columns that a block of rows sees: up to `whole` all rows all of them, up to `end` some."""
+    """Columns that a block of rows sees: up to `whole` all rows all of them, up to `end` some.
+
+    Unless SPLIT the first are counted with the second: a mask costs nothing beside Philox, and the
+    code is half as long.
+    """
     whole = key_length
     end = key_length
     if CAUSAL:
         shift = key_length - query_length  # the last query sees the last key
         whole = tl.minimum(whole, tl.maximum(first_row + shift + 1, 0))
         end = tl.minimum(end, tl.maximum(first_row + M + shift, 0))
+    if not SPLIT:
+        return 0, end
     return whole // N * N, end
 
 
@@ -201,6 +213,7 @@ def attention_forward(
     CAUSAL: tl.constexpr,
     BIAS: tl.constexpr,
     DROPOUT: tl.constexpr,
+    SPLIT: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
     """Output [T, H, K] and base-2 log of each row's softmax denominator [H, T]."""
@@ -226,7 +239,7 @@ def attention_forward(
     accumulated = tl.zeros((M, K), tl.float32)
     highest = tl.full((M,), float("-inf"), tl.float32)
     total = tl.zeros((M,), tl.float32)
-    whole, end = _key_range(first_row, query_length, key_length, M, N, CAUSAL)
+    whole, end = _key_range(first_row, query_length, key_length, M, N, CAUSAL, SPLIT)
     packed_row = query_begin + first_row
     for first_column in range(0, whole, N):
         accumulated, highest, total = _forward_step(
@@ -483,6 +496,7 @@ def attention_backward_query(
     BIAS: tl.constexpr,
     BIAS_GRADIENT: tl.constexpr,
     DROPOUT: tl.constexpr,
+    SPLIT: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
     """Gradients of one block of queries and, added up over all programs, of the bias [H, 2R+1].
@@ -515,7 +529,7 @@ def attention_backward_query(
     log_total = tl.load(log_totals + numbers + rows, mask=inside, other=0.0)
     taken_off = tl.load(delta + numbers + rows, mask=inside, other=0.0)
     query_sum = tl.zeros((M, K), tl.float32)
-    whole, end = _key_range(first_row, query_length, key_length, M, N, CAUSAL)
+    whole, end = _key_range(first_row, query_length, key_length, M, N, CAUSAL, SPLIT)
     packed_row = query_begin + first_row
     for first_column in range(0, whole, N):
         query_sum = _backward_query_step(

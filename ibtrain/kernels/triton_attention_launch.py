@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from ibtrain.kernels import triton_attention as kernels
+from ibtrain.kernels.backends import AttentionKind, Backend, rule_for
 from ibtrain.kernels.triton_support import interpreted
 from ibtrain.kernels.variants import Variant
 
-WIDEST_HEAD = 128
-MODEL_WIDTHS = (64, 80, 88, 96, 128)
-"""Head widths of this model family: T5 and the Q-Former 64, EVA-ViT-g 88, Llama 128; and 80 and
-96, which other towers have."""
+SPILL_BUDGET = 128
+"""Bytes a thread may spill: a few registers at the edge of a loop. A wrong choice of blocks costs
+hundreds or thousands."""
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _TRITON_TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
@@ -56,31 +56,33 @@ class Blocks:
         return {"num_warps": self.num_warps, "num_stages": self.num_stages}
 
 
+# Chosen by tools/compile_gate.py: the largest blocks that do not spill on sm_80 or sm_90. wgmma takes
+# 64 rows for every four warps.
+
+
 def forward_blocks(form: Form) -> Blocks:
-    """The blocks of the forward: at least 64 rows for four warps, or wgmma is not used."""
+    """The blocks of the forward: M rows are held, N keys are passed by."""
     if form.dtype == torch.float32:
-        return Blocks(32, 32, 4, 2)
-    if form.padded_width > 64:
-        return Blocks(128, 64, 8, 2)
-    return Blocks(128, 64, 4, 3)
+        return Blocks(16, 16, 4, 2)
+    return Blocks(128, 32, 8, 3) if form.dropout else Blocks(128, 64, 8, 3)
 
 
 def backward_key_blocks(form: Form) -> Blocks:
     """The blocks of the keys' and values' gradients: N rows are held, M are passed by."""
     if form.dtype == torch.float32:
-        return Blocks(32, 32, 4, 2)
+        return Blocks(16, 32, 4, 2)
     if form.padded_width > 64:
-        return Blocks(64, 128, 8, 2)
-    return Blocks(64, 128, 8, 2)
+        return Blocks(64, 64, 8, 2)
+    return Blocks(32, 128, 8, 2) if form.dropout else Blocks(64, 128, 8, 2)
 
 
 def backward_query_blocks(form: Form) -> Blocks:
     """The blocks of the queries' gradient: M rows are held, N are passed by."""
     if form.dtype == torch.float32:
-        return Blocks(32, 32, 4, 2)
+        return Blocks(16, 32, 4, 2)
     if form.padded_width > 64:
-        return Blocks(128, 64, 8, 2)
-    return Blocks(128, 64, 8, 2)
+        return Blocks(64, 64, 8, 2)
+    return Blocks(128, 32, 8, 2) if form.dropout or form.bias else Blocks(128, 64, 8, 2)
 
 
 def _constants(form: Form, blocks: Blocks) -> dict[str, Any]:
@@ -94,6 +96,11 @@ def _constants(form: Form, blocks: Blocks) -> dict[str, Any]:
         "DROPOUT": form.dropout,
         "INTERPRETED": interpreted(),
     }
+
+
+def _split(form: Form) -> bool:
+    """Whether blocks that every row sees whole are passed by in a loop of their own."""
+    return form.dtype != torch.float32 and not form.dropout
 
 
 def _form(query: Tensor, causal: bool, rel_bias: Tensor | None, dropout_p: float) -> Form:
@@ -149,6 +156,7 @@ def attention(
             reach=0 if rel_bias is None else rel_bias.shape[1] // 2,
             **_dropout(dropout_p),
             **_constants(form, blocks),
+            SPLIT=_split(form),
             **blocks.options(),
         )
     return out, log_totals
@@ -220,6 +228,7 @@ def attention_backward(
             *(*inputs, query_gradient, bias_gradient, *strides, query_gradient.stride(0)),
             **shared,
             **_constants(form, blocks),
+            SPLIT=_split(form),
             BIAS_GRADIENT=bias_gradient_wanted,
             **blocks.options(),
         )
@@ -283,26 +292,35 @@ attention.register_autograd(_backward, setup_context=_keep)
 
 
 def attention_variants() -> list[Variant]:
-    """Every attention kernel as the dispatch can launch it for this model family."""
+    """Every attention kernel that the dispatch can launch on a GPU."""
     variants = []
-    for dtype, width, causal, bias, dropout in product(
-        DTYPES, MODEL_WIDTHS, *[(False, True)] * 3
-    ):
-        form = Form(dtype, width, causal, bias, dropout)
+    forms = _dispatched_forms()
+    for form in forms:
         variants += [
-            _variant(form, "attention_forward", forward_blocks(form), {}),
+            _variant(form, "attention_forward", forward_blocks(form), {"SPLIT": _split(form)}),
             _variant(form, "attention_backward_key", backward_key_blocks(form), {}),
             *(
                 _variant(
                     form,
                     "attention_backward_query",
                     backward_query_blocks(form),
-                    {"BIAS_GRADIENT": wanted},
+                    {"SPLIT": _split(form), "BIAS_GRADIENT": wanted},
                 )
-                for wanted in ((False, True) if bias else (False,))
+                for wanted in ((False, True) if form.bias else (False,))
             ),
         ]
-    return variants + [_delta_variant(*each) for each in product(DTYPES, MODEL_WIDTHS)]
+    shapes = dict.fromkeys((form.dtype, form.head_width) for form in forms)
+    return variants + [_delta_variant(*each) for each in shapes]
+
+
+def _dispatched_forms() -> list[Form]:
+    gpu = torch.device("cuda")
+    forms = []
+    for dtype, width, *switches in product(DTYPES, range(8, 129, 8), *[(False, True)] * 3):
+        kind = AttentionKind(gpu, dtype, width, *switches)
+        if Backend.TRITON in rule_for(kind).backends:
+            forms.append(Form(dtype, width, *switches))
+    return forms
 
 
 _RUN_TIME_TYPES = {
@@ -354,6 +372,7 @@ def _variant(form: Form, kernel_name: str, blocks: Blocks, extra: dict[str, Any]
         options=blocks.options(),
         tensor_cores=fast,
         asynchronous_copies=fast,
+        spill_budget=SPILL_BUDGET,
     )
 
 
