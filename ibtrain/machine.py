@@ -180,11 +180,13 @@ def base_findings(section: ModelSection) -> Iterator[Finding]:
 
 
 def _base(key: str, path: Path, allow_download: bool) -> Finding:
-    from ibtrain.model.hub import resolve_directory  # imports torch, which may be what is missing
-
     if facts.is_there(path):
         return Finding(key, "OK", str(path))
     fix = f"download it there, or name another place: {key}=PATH"
+    try:
+        from ibtrain.model.hub import resolve_directory
+    except facts.IMPORT_ERRORS:  # of torch, which has a row of its own
+        return Finding(key, "MISS", f"{path} is not there", fix)
     try:
         found = resolve_directory(path, allow_download=False)
     except (ValueError, OSError, ImportError) as error:
@@ -201,7 +203,7 @@ def shards_finding(places: Mapping[str, str]) -> Finding:
     """The shards of a mixture: dataset to directory or address."""
     try:
         from ibtrain.data.remote import local_directory
-    except ImportError as error:  # data/ imports torch
+    except facts.IMPORT_ERRORS as error:  # of torch
         return Finding("shards", "WARN", f"not looked at: {error}", "install torch first")
     directories = {name: local_directory(place) for name, place in places.items()}
     far = [name for name, directory in directories.items() if directory is None]

@@ -18,7 +18,8 @@ from pathlib import Path
 REQUIREMENTS = Path(__file__).parents[1] / "requirements.txt"
 _DEVELOPMENT = "# For `make check`"  # what follows in requirements.txt no run needs
 _SECONDS = 5.0  # a driver that hangs is told by its absence
-_IMPORT_ERRORS = (ImportError, OSError, RuntimeError, AttributeError)
+IMPORT_ERRORS = (ImportError, OSError, RuntimeError, AttributeError)
+"""What importing a package raises that is missing or damaged."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def read_torch() -> Torch:
     version = installed("torch")
     try:
         import torch
-    except _IMPORT_ERRORS as error:
+    except IMPORT_ERRORS as error:
         return Torch(version, broken=first_line(error))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -74,7 +75,7 @@ def torchvision_error() -> str | None:
     try:
         for module in ("ibtrain.torchvision_mend", "torchvision"):
             importlib.import_module(module)
-    except _IMPORT_ERRORS as error:
+    except IMPORT_ERRORS as error:
         return first_line(error)
     return None
 

@@ -310,5 +310,7 @@ def hub_cache(place: Path, writable: bool) -> Finding:
 
 
 def gib(size: int) -> str:
-    """A size in GiB, with a digit after the point where it is small."""
+    """A size in GiB, with a digit after the point where it is small; in KiB where it is tiny."""
+    if size < GIB // 10:
+        return f"{size / 1024:,.0f} KiB"
     return f"{size / GIB:,.0f} GiB" if size >= 10 * GIB else f"{size / GIB:,.1f} GiB"

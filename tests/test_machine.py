@@ -77,6 +77,19 @@ def test_the_document_of_the_command(complete):
     assert {"python", "torch", "GPUs", "ninja", "Slurm", "open files", "shards"} <= set(names)
 
 
+def test_where_torch_is_damaged(tmp_path, recipe_file):
+    (tmp_path / "torch.py").write_text("raise OSError('libcudart.so.13: not found')")
+    root = str(Path(machine.__file__).parents[1])
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{root}"}
+    command = [sys.executable, "-m", "ibtrain", "check", str(recipe_file), "--json"]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert ended.returncode == 1, ended.stderr
+    rows = {row["name"]: row for row in json.loads(ended.stdout)["findings"]}
+    assert rows["torch"]["status"] == rows["model.base"]["status"] == "MISS"
+    assert "libcudart.so.13" in rows["torch"]["found"]
+    assert rows["shards"]["remedy"] == "install torch first"
+
+
 @pytest.mark.parametrize(("status", "code"), [("OK", 0), ("WARN", 0), ("MISS", 1)])
 def test_exit_codes(monkeypatch, capsys, status, code):
     finding = Finding("disk", status, "little", "" if status == "OK" else "free some")

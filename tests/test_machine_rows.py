@@ -168,6 +168,7 @@ def test_locked_memory_is_looked_at_where_several_gpus_are():
     well, little = rows.locked_memory(-1, 2), rows.locked_memory(65536, 2)
     assert well is not None and status(well) == "OK"
     assert little is not None and status(little) == "WARN" and "memlock" in little.remedy
+    assert little.found == "64 KiB"
 
 
 def test_host_memory_and_its_limit():
