@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"ibtrain {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     _add_recipes(verbs)
+    _add_check(verbs)
     _add_data(verbs)
     _add_train(verbs)
     _add_ask(verbs)
@@ -114,6 +115,26 @@ def _recipes(parsed: argparse.Namespace) -> int:
         raise FileExistsError(f"{parsed.file} exists; name a new file or remove it")
     shutil.copyfile(path, parsed.file)
     return _say(parsed, {"file": str(parsed.file)}, f"copied to {parsed.file}")
+
+
+def _add_check(verbs: Any) -> None:
+    verb = _verb(verbs, "check", _check, "what this machine has and lacks, and for a recipe")
+    verb.add_argument("recipe", nargs="?", metavar="RECIPE")
+    verb.add_argument("overrides", nargs="*", metavar="key=value")
+
+
+def _check(parsed: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from ibtrain.config import load_recipe
+    from ibtrain.machine import check, table
+
+    recipe = None if parsed.recipe is None else load_recipe(parsed.recipe, parsed.overrides)
+    findings = check(recipe)
+    well = all(finding.status != "MISS" for finding in findings)
+    document = {"findings": [asdict(finding) for finding in findings], "ok": well}
+    _say(parsed, document, table(findings, shutil.get_terminal_size().columns))
+    return SUCCESS if well else FAILED
 
 
 def _add_data(verbs: Any) -> None:

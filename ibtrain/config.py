@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from yaml import YAMLError
 
 RECIPES = Path(__file__).parent / "recipes"
+DS_CONFIGS = Path(__file__).parents[1] / "ds_configs"
 
 
 class RecipeError(ValueError):
@@ -276,6 +277,22 @@ def recipe_path(name_or_path: str) -> Path:
         f"no recipe {name_or_path!r}: it is neither a file nor a shipped recipe; {hint}"
         f"shipped are {', '.join(shipped)}"
     )
+
+
+def sharding_file(sharding: str) -> Path:
+    """The DeepSpeed JSON that a recipe's `sharding` names.
+
+    Raises:
+        RecipeError: when there is none.
+    """
+    named = DS_CONFIGS / f"{sharding}.json"
+    path = named if named.is_file() else Path(sharding)
+    if not path.is_file():
+        shipped = ", ".join(sorted(file.stem for file in DS_CONFIGS.glob("*.json")))
+        raise RecipeError(
+            f"sharding: {sharding!r} is neither a file nor one of ds_configs/ ({shipped})"
+        )
+    return path
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:

@@ -9,7 +9,6 @@ import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,14 +21,13 @@ import deepspeed
 from deepspeed.runtime.zero import GatheredParameters
 
 from ibtrain.batch import Batch
-from ibtrain.config import Recipe, RecipeError
+from ibtrain.config import Recipe, RecipeError, sharding_file
 from ibtrain.model.instructblip import InstructBlip
 from ibtrain.model.language import restore_frequencies
 from ibtrain.model.weights import TensorSource, set_trainable
 from ibtrain.training.loading import fill_partitions, fill_replicas, memory_given_back
 from ibtrain.training.ranks import Ranks
 
-DS_CONFIGS = Path(__file__).parents[2] / "ds_configs"
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -83,13 +81,7 @@ def sharding_config(recipe: Recipe, world: int) -> dict[str, Any]:
         RecipeError: when the file is missing, sets what the recipe sets or has another ZeRO stage
             than 1, 2 or 3, or when the global batch does not divide among the ranks.
     """
-    named = DS_CONFIGS / f"{recipe.sharding}.json"
-    path = named if named.is_file() else Path(recipe.sharding)
-    if not path.is_file():
-        shipped = ", ".join(sorted(file.stem for file in DS_CONFIGS.glob("*.json")))
-        raise RecipeError(
-            f"sharding: {recipe.sharding!r} is neither a file nor one of ds_configs/ ({shipped})"
-        )
+    path = sharding_file(recipe.sharding)
     try:
         config: dict[str, Any] = json.loads(path.read_text())
     except ValueError as error:
