@@ -451,6 +451,11 @@ def _backward_query_step(
     if DROPOUT:
         kept = _kept_MN(seed, head, first_packed_row, first_column, threshold, M, N)
         weight_gradient_MN = tl.where(kept, weight_gradient_MN * kept_scale, 0.0)
+    if not WHOLE:
+        # With few keys `delta` and the weights' gradients cancel, and rounding the output is all
+        # that is left: where one block holds all keys the sum is at hand, unrounded.
+        exact = tl.sum(weights_MN * weight_gradient_MN, 1)
+        taken_off = tl.where(key_length < N, exact, taken_off)
     score_gradient_MN = weights_MN * (weight_gradient_MN - taken_off[:, None])
     if BIAS_GRADIENT:
         inside = (rows[:, None] < query_length) & (columns[None, :] < key_length)
@@ -460,7 +465,8 @@ def _backward_query_step(
             mask=inside,
             sem="relaxed",
         )
-    return query_sum + _dot(score_gradient_MN.to(key_NK.dtype), key_NK, INTERPRETED)
+    query_sum += _dot(score_gradient_MN.to(key_NK.dtype), key_NK, INTERPRETED)
+    return query_sum, taken_off
 
 
 @triton.jit
@@ -499,7 +505,7 @@ def attention_backward_query(
     SPLIT: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """Gradients of one block of queries and, added up over all programs, of the bias [H, 2R+1].
+    """Gradients of one block of queries, `delta` where it is known better, and, added up over all programs, of the bias [H, 2R+1].
 
     The bias gradient is added by atomics, in the order in which programs come by: repeated runs
     differ in its last bits. Everything else is bitwise the same in every run.
@@ -532,19 +538,20 @@ def attention_backward_query(
     whole, end = _key_range(first_row, query_length, key_length, M, N, CAUSAL, SPLIT)
     packed_row = query_begin + first_row
     for first_column in range(0, whole, N):
-        query_sum = _backward_query_step(
+        query_sum, taken_off = _backward_query_step(
             query_sum, query_MK, gradient_MK, log_total, taken_off, key, value, bias,
             bias_gradient, seed, key_stride, value_stride, first_row, packed_row, first_column,
             query_length, key_length, head, scale, reach, threshold, kept_scale,
             WIDTH, K, M, N, CAUSAL, BIAS, BIAS_GRADIENT, DROPOUT, INTERPRETED, True,
         )  # fmt: skip
     for first_column in range(whole, end, N):
-        query_sum = _backward_query_step(
+        query_sum, taken_off = _backward_query_step(
             query_sum, query_MK, gradient_MK, log_total, taken_off, key, value, bias,
             bias_gradient, seed, key_stride, value_stride, first_row, packed_row, first_column,
             query_length, key_length, head, scale, reach, threshold, kept_scale,
             WIDTH, K, M, N, CAUSAL, BIAS, BIAS_GRADIENT, DROPOUT, INTERPRETED, False,
         )  # fmt: skip
+    tl.store(delta + numbers + rows, taken_off, mask=inside & (key_length < N))
     _store_rows(
         query_gradient, query_gradient_stride, rows, query_length, query_sum * scale, WIDTH, K
     )

@@ -212,16 +212,7 @@ def attention_backward(
             K=form.padded_width,
             M=block,
         )
-    blocks = backward_key_blocks(form)
-    grid = (-(-max_key // blocks.N), key_heads, sequences)
-    if 0 not in grid:
-        kernels.attention_backward_key[grid](
-            *(*inputs, key_gradient, value_gradient, *strides, key_gradient.stride(0)),
-            **shared,
-            **_constants(form, blocks),
-            **blocks.options(),
-        )
-    blocks = backward_query_blocks(form)
+    blocks = backward_query_blocks(form)  # first: it mends `delta`
     grid = (-(-max_query // blocks.M), heads, sequences)
     if 0 not in grid:
         kernels.attention_backward_query[grid](
@@ -230,6 +221,15 @@ def attention_backward(
             **_constants(form, blocks),
             SPLIT=_split(form),
             BIAS_GRADIENT=bias_gradient_wanted,
+            **blocks.options(),
+        )
+    blocks = backward_key_blocks(form)
+    grid = (-(-max_key // blocks.N), key_heads, sequences)
+    if 0 not in grid:
+        kernels.attention_backward_key[grid](
+            *(*inputs, key_gradient, value_gradient, *strides, key_gradient.stride(0)),
+            **shared,
+            **_constants(form, blocks),
             **blocks.options(),
         )
     return query_gradient, key_gradient, value_gradient, bias_gradient

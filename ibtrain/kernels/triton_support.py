@@ -9,12 +9,17 @@ OLDEST_CARD = (8, 0)
 """Ampere: bf16 on tensor cores and asynchronous copies."""
 
 
-@functools.cache
+@torch.compiler.assume_constant_result
 def interpreted() -> bool:
     """Whether Triton's interpreter runs the kernels, on any device (`TRITON_INTERPRET=1`).
 
     It is asked for when a kernel is defined, so this is settled when triton is first imported.
     """
+    return _interpreted()
+
+
+@functools.cache
+def _interpreted() -> bool:
     if importlib.util.find_spec("triton") is None:
         return False
     from triton import knobs
@@ -22,9 +27,14 @@ def interpreted() -> bool:
     return bool(knobs.runtime.interpret)
 
 
-@functools.cache
+@torch.compiler.assume_constant_result
 def why_not_on(device: torch.device) -> str:
     """What keeps Triton's kernels from running on `device`; empty when nothing does."""
+    return _why_not_on(device)
+
+
+@functools.cache
+def _why_not_on(device: torch.device) -> str:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     if interpreted():

@@ -115,19 +115,22 @@ def check(case: Case) -> None:
 def drawn(number: int) -> Case:
     """A case drawn at random: 1-40 heads, lengths from LENGTHS, an empty sequence among others."""
     draw = random.Random(number)
+    dropout_p = draw.choice((0.0, 0.0, 0.1, 0.5))
     key_heads = draw.choice((1, 2, 3, 5, 10))
     heads = key_heads * draw.choice((1, 1, 2, 4))
-    most = 700 if heads <= 4 else 400
+    if dropout_p:  # Philox takes the interpreter long
+        key_heads, heads = 1, draw.choice((1, 2))
+    most = 900 if heads <= 2 and not dropout_p else 400 if heads <= 6 else 100
     queries, keys = [], []
-    while not queries or (len(queries) < 5 and draw.random() < 0.8):
+    for _ in range(draw.randrange(1, 6)):
         pair = draw.choice(LENGTHS), draw.choice(LENGTHS)
         if sum(queries) + pair[0] <= most and sum(keys) + pair[1] <= most:
             queries.append(pair[0])
             keys.append(pair[1])
     # One sequence of some length, or gradients near nothing are all there is to compare.
     place = draw.randrange(len(queries) + 1)
-    queries.insert(place, draw.choice((33, 64, 130)))
-    keys.insert(place, draw.choice((31, 66, 129)))
+    queries.insert(place, draw.choice((33, 64)))
+    keys.insert(place, draw.choice((65, 80)))
     return Case(
         queries=(*queries, 0),
         keys=(*keys, draw.choice((0, 5))),
@@ -136,13 +139,13 @@ def drawn(number: int) -> Case:
         width=draw.choice((8, 40, 64, 80, 88, 96, 128)),
         dtype=draw.choice(tuple(TOLERANCES)),
         causal=draw.random() < 0.5,
-        reach=draw.choice((None, None, 0, 5, 128)),
-        dropout_p=draw.choice((0.0, 0.0, 0.1, 0.5)),
+        reach=draw.choice((None, None, 5, 40, 128)),
+        dropout_p=dropout_p,
         scale=draw.choice((None, 0.3)),
     )
 
 
-@pytest.mark.parametrize("number", range(24))
+@pytest.mark.parametrize("number", range(20))
 def test_a_drawn_case_equals_the_reference(number):
     check(drawn(number))
 
@@ -160,6 +163,13 @@ def test_every_dtype_and_width_with_everything_on(dtype, width):
 def test_every_length_causal_and_not(length):
     for causal in (False, True):
         check(Case((length, 34), (length, 35), 1, 1, 64, causal=causal))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+def test_many_queries_of_a_single_key(dtype):
+    """Their gradients are nothing; rounding must not become something."""
+    check(Case((257, 40), (1, 66), 2, 2, 64, dtype, dropout_p=0.1))
+    check(Case((257, 40), (1, 66), 2, 2, 88, dtype, reach=4))
 
 
 def test_forty_heads_with_one_key_head():
@@ -190,7 +200,7 @@ def test_large_scores_and_a_large_bias_stay_finite():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_repeated_runs_are_bitwise_equal_but_for_the_bias(dtype):
-    case = Case((130, 33), (70, 90), 4, 2, 64, dtype, reach=9, dropout_p=0.1)
+    case = Case((70, 33), (40, 66), 2, 1, 64, dtype, reach=9, dropout_p=0.1)
     first, second = computed(case), computed(case)
     for got, again in zip(first[:4], second[:4], strict=True):
         assert torch.equal(got, again)
