@@ -1,0 +1,44 @@
+"""Where Triton's kernels run: the one place that asks whether it is installed, and for what."""
+
+import functools
+import importlib.util
+
+import torch
+
+OLDEST_CARD = (8, 0)
+"""Ampere: bf16 on tensor cores and asynchronous copies."""
+
+
+@functools.cache
+def interpreted() -> bool:
+    """Whether Triton's interpreter runs the kernels, on any device (`TRITON_INTERPRET=1`).
+
+    It is asked for when a kernel is defined, so this is settled when triton is first imported.
+    """
+    if importlib.util.find_spec("triton") is None:
+        return False
+    from triton import knobs
+
+    return bool(knobs.runtime.interpret)
+
+
+@functools.cache
+def why_not_on(device: torch.device) -> str:
+    """What keeps Triton's kernels from running on `device`; empty when nothing does."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if interpreted():
+        return ""
+    if device.type != "cuda":
+        return f"Triton does not run on {device.type}"
+    if torch.version.cuda is None:
+        return "this is not a CUDA build of torch"
+    card = torch.cuda.get_device_capability(device)
+    if card < OLDEST_CARD:
+        return f"the card is of compute capability {card[0]}.{card[1]}, and 8.0 is the oldest"
+    return ""
+
+
+def triton_runs_on(device: torch.device) -> bool:
+    """Whether the kernels run on tensors of `device`."""
+    return not why_not_on(device)
