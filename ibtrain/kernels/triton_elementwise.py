@@ -13,19 +13,10 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from ibtrain.kernels.reference_elementwise import Activation
 from ibtrain.kernels.triton_support import interpreted
 from ibtrain.kernels.variants import Variant
-
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-WIDEST_NORM = 8192
-"""A row of the norm is held in registers; wider rows go to the reference."""
-
-_PARTIAL_SUMS = 256
-"""Programs that share out the rows where the weight's gradient is summed. A function of the rows
-alone, never of the card, so that the order of the additions is the same everywhere."""
 
 _INTERPRETED = tl.constexpr(interpreted())
 
@@ -55,7 +46,7 @@ def _load(pointers: tl.tensor, mask: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def _rms_norm_forward_kernel(
+def rms_norm_forward_kernel(
     x: tl.tensor,
     residual: tl.tensor,
     weight: tl.tensor,
@@ -85,7 +76,7 @@ def _rms_norm_forward_kernel(
 
 
 @triton.jit
-def _rms_norm_backward_kernel(
+def rms_norm_backward_kernel(
     d_normed: tl.tensor,
     d_total: tl.tensor,
     total: tl.tensor,
@@ -161,7 +152,7 @@ def _rotate_heads(
 
 
 @triton.jit
-def _rope_kernel(
+def rope_kernel(
     query: tl.tensor,
     key: tl.tensor,
     cos: tl.tensor,
@@ -257,7 +248,7 @@ def _activated(gate: tl.tensor, KIND: tl.constexpr) -> tuple[tl.tensor, tl.tenso
 
 
 @triton.jit
-def _gated_act_forward_kernel(
+def gated_act_forward_kernel(
     gate: tl.tensor,
     up: tl.tensor,
     out: tl.tensor,
@@ -278,7 +269,7 @@ def _gated_act_forward_kernel(
 
 
 @triton.jit
-def _gated_act_backward_kernel(
+def gated_act_backward_kernel(
     gradient: tl.tensor,
     gate: tl.tensor,
     up: tl.tensor,
@@ -304,282 +295,23 @@ def _gated_act_backward_kernel(
     _store(d_gate + row * width + columns, incoming * slope, inside)
 
 
-def _rows(x: Tensor, width: int) -> Tensor:
-    """x as [rows, width] whose columns lie side by side; copied only where it must be."""
-    x = x.reshape(-1, width)
-    return x if x.stride(1) == 1 else x.contiguous()
-
-
-def _norm_options(width: int) -> tuple[dict[str, int], dict[str, int]]:
+def norm_options(width: int) -> tuple[dict[str, int], dict[str, int]]:
     """Constants and launch options of the norm's kernels."""
     block = triton.next_power_of_2(width)
-    return {"BLOCK": block}, {"num_warps": min(max(block // 512, 4), 16)}
+    warps = 4 if block < 2048 else 8 if block < 8192 else 16  # 4 at 2048 spill on sm_80
+    return {"BLOCK": block}, {"num_warps": warps}
 
 
-def _rope_options(width: int) -> tuple[dict[str, int], dict[str, int]]:
+def rope_options(width: int) -> tuple[dict[str, int], dict[str, int]]:
     """Constants and launch options of the rotary kernel."""
     half = triton.next_power_of_2(width // 2)
     heads = max(1024 // half, 1)  # eight elements a thread for each half
     return {"WIDTH": width, "BLOCK_HEADS": heads, "BLOCK_HALF": half}, {"num_warps": 4}
 
 
-def _gated_act_options(width: int) -> tuple[dict[str, int], dict[str, int]]:
+def gated_act_options(width: int) -> tuple[dict[str, int], dict[str, int]]:
     """Constants and launch options of the gated activation's kernels."""
     return {"BLOCK": min(triton.next_power_of_2(width), 1024)}, {"num_warps": 4}
-
-
-@torch.library.custom_op("ibtrain::rms_norm", mutates_args=())
-def rms_norm_op(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The RMS norm of x [..., D]; returns (normed [..., D], rstd [rows])."""
-    normed, _, rstd = _norm_forward(x, None, weight, eps)
-    return normed, rstd
-
-
-@torch.library.custom_op("ibtrain::add_rms_norm", mutates_args=())
-def add_rms_norm_op(
-    x: Tensor, residual: Tensor, weight: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The RMS norm of residual + x; returns (normed [..., D], sum [..., D], rstd [rows])."""
-    return _norm_forward(x, residual, weight, eps)
-
-
-def _norm_forward(
-    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    width = weight.numel()
-    x_TD = _rows(x, width)
-    residual_TD = x_TD if residual is None else _rows(residual, width)
-    normed = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    total = normed if residual is None else torch.empty_like(normed)
-    rows = x_TD.shape[0]
-    rstd_T = torch.empty(rows, dtype=torch.float32, device=x.device)
-    constants, options = _norm_options(width)
-    if rows:
-        with torch.cuda.device_of(x):
-            _rms_norm_forward_kernel[(rows,)](
-                *(x_TD, residual_TD, weight.contiguous(), normed, total, rstd_T),
-                *(x_TD.stride(0), residual_TD.stride(0), width, eps),
-                ADDS=residual is not None,
-                **constants,
-                **options,
-            )
-    return normed, total, rstd_T
-
-
-@torch.library.custom_op("ibtrain::rms_norm_backward", mutates_args=())
-def rms_norm_backward_op(
-    d_normed: Tensor,
-    d_total: Tensor | None,
-    total: Tensor,
-    weight: Tensor,
-    rstd: Tensor,
-    weight_gradient: bool,
-) -> tuple[Tensor, Tensor]:
-    """(d_sum [..., D], d_weight); d_weight is [D], or empty unless `weight_gradient`.
-
-    `d_total` is the gradient that reached the sum itself; it is added in.
-    """
-    width = weight.numel()
-    d_normed_TD, total_TD = _rows(d_normed, width), _rows(total, width)
-    d_total_TD = d_normed_TD if d_total is None else _rows(d_total, width)
-    rows = total_TD.shape[0]
-    d_x = torch.empty(total.shape, dtype=total.dtype, device=total.device)
-    rows_per_program = triton.cdiv(rows, _PARTIAL_SUMS) if weight_gradient else 1
-    programs = triton.cdiv(rows, rows_per_program) if rows else 0
-    partial_PD = rstd.new_empty(programs if weight_gradient else 0, width)
-    constants, options = _norm_options(width)
-    if rows:
-        with torch.cuda.device_of(total):
-            _rms_norm_backward_kernel[(programs,)](
-                *(d_normed_TD, d_total_TD, total_TD, weight.contiguous(), rstd, d_x, partial_PD),
-                *(d_normed_TD.stride(0), d_total_TD.stride(0), total_TD.stride(0)),
-                *(rows, width, rows_per_program),
-                ADDS=d_total is not None,
-                WEIGHT_GRADIENT=weight_gradient,
-                **constants,
-                **options,
-            )
-    d_weight = partial_PD.sum(dim=0).to(weight.dtype) if weight_gradient else weight.new_empty(0)
-    return d_x, d_weight
-
-
-@rms_norm_op.register_fake
-def _(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    rows = x.numel() // weight.shape[0]
-    return x.new_empty(x.shape), x.new_empty(rows, dtype=torch.float32)
-
-
-@add_rms_norm_op.register_fake
-def _(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    rows = x.numel() // weight.shape[0]
-    rstd_T = x.new_empty(rows, dtype=torch.float32)
-    return x.new_empty(x.shape), x.new_empty(x.shape), rstd_T
-
-
-@rms_norm_backward_op.register_fake
-def _(
-    d_normed: Tensor,
-    d_total: Tensor | None,
-    total: Tensor,
-    weight: Tensor,
-    rstd: Tensor,
-    weight_gradient: bool,
-) -> tuple[Tensor, Tensor]:
-    return total.new_empty(total.shape), weight.new_empty(weight.shape if weight_gradient else 0)
-
-
-def _save_norm(context: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    context.set_materialize_grads(False)
-    total = inputs[0] if len(output) == 2 else output[1]
-    context.save_for_backward(total, inputs[-2], output[-1])
-
-
-def _norm_backward(
-    context: Any, d_normed: Tensor | None, d_total: Tensor | None
-) -> tuple[Tensor | None, Tensor | None]:
-    """(d_sum, d_weight) where either output may have received no gradient."""
-    if d_normed is None:
-        return d_total, None
-    weight_gradient = context.needs_input_grad[-2]
-    total, weight, rstd = context.saved_tensors
-    d_x, d_weight = rms_norm_backward_op(d_normed, d_total, total, weight, rstd, weight_gradient)
-    return d_x, d_weight if weight_gradient else None
-
-
-def _rms_norm_backward(context: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-    return (*_norm_backward(context, gradients[0], None), None)
-
-
-def _add_rms_norm_backward(context: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-    d_x, d_weight = _norm_backward(context, gradients[0], gradients[1])
-    return d_x, d_x, d_weight, None
-
-
-rms_norm_op.register_autograd(_rms_norm_backward, setup_context=_save_norm)
-add_rms_norm_op.register_autograd(_add_rms_norm_backward, setup_context=_save_norm)
-
-
-@torch.library.custom_op("ibtrain::rope", mutates_args=())
-def rope_op(
-    query: Tensor,
-    key: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    positions: Tensor | None,
-    backward: bool,
-) -> tuple[Tensor, Tensor]:
-    """Turns query [T, H, K] and key [T, G, K]; with `backward`, their gradients the other way."""
-    rows, heads, width = query.shape
-    key_heads = key.shape[1]
-    query, key, cos, sin = (
-        x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, cos, sin)
-    )
-    query_out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    key_out = torch.empty(key.shape, dtype=key.dtype, device=key.device)
-    places = query if positions is None else positions.contiguous()
-    constants, options = _rope_options(width)
-    blocks = sum(triton.cdiv(count, constants["BLOCK_HEADS"]) for count in (heads, key_heads))
-    if rows and blocks:
-        with torch.cuda.device_of(query):
-            _rope_kernel[(rows, blocks)](
-                *(query, key, cos, sin, places, query_out, key_out),
-                *(*query.stride()[:2], *key.stride()[:2], cos.stride(0), sin.stride(0)),
-                *(heads, key_heads),
-                PLACED=positions is not None,
-                BACKWARD=backward,
-                **constants,
-                **options,
-            )
-    return query_out, key_out
-
-
-@rope_op.register_fake
-def _(
-    query: Tensor,
-    key: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    positions: Tensor | None,
-    backward: bool,
-) -> tuple[Tensor, Tensor]:
-    return query.new_empty(query.shape), key.new_empty(key.shape)
-
-
-def _save_rope(context: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, _, cos, sin, positions, context.turned_back = inputs
-    context.save_for_backward(cos, sin, positions)
-
-
-def _rope_backward(context: Any, d_query: Tensor, d_key: Tensor) -> tuple[Tensor | None, ...]:
-    cos, sin, positions = context.saved_tensors
-    turned = rope_op(d_query, d_key, cos, sin, positions, not context.turned_back)
-    return (*turned, None, None, None, None)
-
-
-rope_op.register_autograd(_rope_backward, setup_context=_save_rope)
-
-
-@torch.library.custom_op("ibtrain::gated_act", mutates_args=())
-def gated_act_op(gate: Tensor, up: Tensor, kind: str) -> Tensor:
-    """act(gate) * up, of any shape [..., D]; kind is one of `Activation`."""
-    width = gate.shape[-1]
-    out = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
-    if out.numel():
-        gate_TD, up_TD = _rows(gate, width), _rows(up, width)
-        constants, options = _gated_act_options(width)
-        with torch.cuda.device_of(gate):
-            _gated_act_forward_kernel[(gate_TD.shape[0], triton.cdiv(width, constants["BLOCK"]))](
-                *(gate_TD, up_TD, out, gate_TD.stride(0), up_TD.stride(0), width),
-                KIND=kind,
-                **constants,
-                **options,
-            )
-    return out
-
-
-@torch.library.custom_op("ibtrain::gated_act_backward", mutates_args=())
-def gated_act_backward_op(
-    gradient: Tensor, gate: Tensor, up: Tensor, kind: str
-) -> tuple[Tensor, Tensor]:
-    """(d_gate, d_up), both [..., D]."""
-    width = gate.shape[-1]
-    d_gate = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
-    d_up = torch.empty_like(d_gate)
-    if d_gate.numel():
-        gradient_TD, gate_TD, up_TD = (_rows(x, width) for x in (gradient, gate, up))
-        constants, options = _gated_act_options(width)
-        with torch.cuda.device_of(gate):
-            _gated_act_backward_kernel[(gate_TD.shape[0], triton.cdiv(width, constants["BLOCK"]))](
-                *(gradient_TD, gate_TD, up_TD, d_gate, d_up),
-                *(gradient_TD.stride(0), gate_TD.stride(0), up_TD.stride(0), width),
-                KIND=kind,
-                **constants,
-                **options,
-            )
-    return d_gate, d_up
-
-
-@gated_act_op.register_fake
-def _(gate: Tensor, up: Tensor, kind: str) -> Tensor:
-    return gate.new_empty(gate.shape)
-
-
-@gated_act_backward_op.register_fake
-def _(gradient: Tensor, gate: Tensor, up: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-    return gate.new_empty(gate.shape), gate.new_empty(gate.shape)
-
-
-def _save_gated_act(context: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    gate, up, context.kind = inputs
-    context.save_for_backward(gate, up)
-
-
-def _gated_act_backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    gate, up = context.saved_tensors
-    return (*gated_act_backward_op(gradient, gate, up, context.kind), None)
-
-
-gated_act_op.register_autograd(_gated_act_backward, setup_context=_save_gated_act)
 
 
 _VARIANT_WIDTHS = (2048, 4096, 5120)
@@ -615,7 +347,7 @@ def _variant(
 
 
 def _norm_variants(dtype: str, width: int) -> list[Variant]:
-    constants, options = _norm_options(width)
+    constants, options = norm_options(width)
     forward_pointers = dict.fromkeys(("x", "residual", "weight", "normed", "total"), dtype)
     backward_pointers = dict.fromkeys(("d_normed", "d_total", "total", "weight"), dtype)
     backward_pointers |= {"rstd": "fp32", "d_x": dtype, "partial": "fp32"}
@@ -625,7 +357,7 @@ def _norm_variants(dtype: str, width: int) -> list[Variant]:
         variants.append(
             _variant(
                 f"{adding}rms_norm forward {dtype} D{width}",
-                _rms_norm_forward_kernel,
+                rms_norm_forward_kernel,
                 forward_pointers | {"rstd": "fp32"},
                 ("x_stride", "residual_stride", "width"),
                 {"ADDS": adds, **constants},
@@ -638,7 +370,7 @@ def _norm_variants(dtype: str, width: int) -> list[Variant]:
             variants.append(
                 _variant(
                     f"{adding}rms_norm backward {dtype} D{width}{trained}",
-                    _rms_norm_backward_kernel,
+                    rms_norm_backward_kernel,
                     backward_pointers,
                     (
                         *("d_normed_stride", "d_total_stride", "total_stride"),
@@ -653,14 +385,14 @@ def _norm_variants(dtype: str, width: int) -> list[Variant]:
 
 
 def _gated_act_variants(dtype: str, width: int) -> list[Variant]:
-    constants, options = _gated_act_options(width)
+    constants, options = gated_act_options(width)
     variants = []
     for kind in Activation:
         chosen = {"KIND": kind.value, **constants}
         variants += [
             _variant(
                 f"gated_act forward {kind} {dtype} D{width}",
-                _gated_act_forward_kernel,
+                gated_act_forward_kernel,
                 dict.fromkeys(("gate", "up", "out"), dtype),
                 ("gate_stride", "up_stride", "width"),
                 chosen,
@@ -668,7 +400,7 @@ def _gated_act_variants(dtype: str, width: int) -> list[Variant]:
             ),
             _variant(
                 f"gated_act backward {kind} {dtype} D{width}",
-                _gated_act_backward_kernel,
+                gated_act_backward_kernel,
                 dict.fromkeys(("gradient", "gate", "up", "d_gate", "d_up"), dtype),
                 ("gradient_stride", "gate_stride", "up_stride", "width"),
                 chosen,
@@ -679,14 +411,14 @@ def _gated_act_variants(dtype: str, width: int) -> list[Variant]:
 
 
 def _rope_variants(dtype: str) -> list[Variant]:
-    constants, options = _rope_options(_VARIANT_HEAD_WIDTH)
+    constants, options = rope_options(_VARIANT_HEAD_WIDTH)
     rotated = ("query", "key", "cos", "sin")
     strides = ("query_stride", "query_head_stride", "key_stride", "key_head_stride")
     return [
         _variant(
             f"rope {'backward' if backward else 'forward'} {dtype} K{_VARIANT_HEAD_WIDTH}"
             f"{' at positions' if placed else ''}",
-            _rope_kernel,
+            rope_kernel,
             dict.fromkeys(rotated, dtype)
             | {"positions": "i64" if placed else dtype}
             | dict.fromkeys(("query_out", "key_out"), dtype),
