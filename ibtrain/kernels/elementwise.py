@@ -125,7 +125,13 @@ def gated_act(gate: Tensor, up: Tensor, kind: Activation | str) -> Tensor:
 
 
 def _triton_takes(x: Tensor) -> bool:
-    return x.dtype in _TRITON_DTYPES and triton_runs_on(x.device)
+    if x.dtype not in _TRITON_DTYPES:
+        return False
+    if torch.compiler.is_compiling():
+        from ibtrain.kernels import triton_support_traced
+
+        return triton_support_traced.triton_runs_on(x.device)
+    return triton_runs_on(x.device)
 
 
 def _check_alike(named: dict[str, Tensor]) -> None:
