@@ -130,7 +130,8 @@ def _triton_takes(x: Tensor) -> bool:
     if torch.compiler.is_compiling():
         from ibtrain.kernels import triton_support_traced
 
-        return triton_support_traced.triton_runs_on(x.device)
+        answer: bool = triton_support_traced.triton_runs_on(x.device)
+        return answer
     return triton_runs_on(x.device)
 
 
