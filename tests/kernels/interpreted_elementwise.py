@@ -17,6 +17,7 @@ from ibtrain.kernels.reference_elementwise import (
 )
 from ibtrain.kernels.triton_support import interpreted
 
+pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # numpy's
 EPS = 1e-6
 FORWARD = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 6e-3}
 GRADIENT = FORWARD | {torch.bfloat16: 1.2e-2}
@@ -52,7 +53,7 @@ def same(one: Outcome, other: Outcome) -> bool:
 
 
 def agree(ours: Function, reference: Function, inputs: list[Tensor]) -> Outcome:
-    """Our outcome, held against the reference in fp64 on the same values, and against itself, bitwise."""
+    """Our outcome, held against the reference in fp64 and, bitwise, against its repetition."""
     dtype = inputs[0].dtype
     outputs, gradients = outcome(ours, inputs)
     wanted, wanted_gradients = outcome(reference, [x.double() for x in inputs])
@@ -82,7 +83,7 @@ def test_the_interpreter_is_on() -> None:
     assert not is_ours(rms_norm(x.double(), w.double(), EPS))
 
 
-SHAPES = [(0, 64), (1, 40), (31, 88), (33, 4096), (257, 64), (2, 5120), (300, 40)]
+SHAPES = [(0, 64), (1, 40), (31, 88), (33, 88), (5, 4096), (2, 5120)]
 
 
 @each_dtype
@@ -96,8 +97,12 @@ def test_add_rms_norm(dtype: torch.dtype, rows: int, width: int) -> None:
     )
 
 
+def test_add_rms_norm_where_a_program_takes_several_rows() -> None:
+    test_add_rms_norm(torch.float32, 257, 64)
+
+
 @each_dtype
-@pytest.mark.parametrize(("rows", "width"), [(0, 40), (33, 88), (257, 64)])
+@pytest.mark.parametrize(("rows", "width"), [(0, 40), (33, 88), (3, 4096)])
 def test_norm_without_a_residual(dtype: torch.dtype, rows: int, width: int) -> None:
     agree(
         lambda x, weight: add_rms_norm(x, None, weight, EPS),
@@ -170,7 +175,7 @@ def test_a_row_too_wide_for_registers_goes_to_the_reference() -> None:
     assert not is_ours(rms_norm(x, weight, EPS))
 
 
-HEADS = [(0, 4, 4, 64, True), (1, 1, 1, 40, True), (2, 40, 8, 64, False), (33, 3, 1, 88, True)]
+HEADS = [(0, 4, 4, 64, True), (1, 1, 1, 40, True), (2, 40, 8, 64, False), (31, 3, 1, 88, True)]
 HEADS += [(1, 40, 40, 128, True), (5, 17, 17, 128, False)]
 
 
@@ -193,7 +198,7 @@ def test_rope(
 
 
 def test_rope_of_many_rows() -> None:
-    query, key = draw(1, torch.float32, 257, 2, 64), draw(2, torch.float32, 257, 1, 64)
+    query, key = draw(1, torch.float32, 257, 1, 64), draw(2, torch.float32, 257, 1, 64)
     cos, sin = draw(3, torch.float32, 257, 64), draw(4, torch.float32, 257, 64)
     for got, wanted in zip(
         rope(query, key, cos, sin), rope_reference(query, key, cos, sin), strict=True
@@ -219,13 +224,17 @@ def test_rope_of_strided_rows() -> None:
 
 @each_dtype
 @pytest.mark.parametrize("kind", Activation)
-@pytest.mark.parametrize(("rows", "width"), [(0, 40), (1, 40), (33, 88), (257, 64), (3, 4096)])
+@pytest.mark.parametrize(("rows", "width"), [(0, 40), (1, 40), (31, 88), (3, 4096)])
 def test_gated_act(dtype: torch.dtype, kind: Activation, rows: int, width: int) -> None:
     agree(
         lambda gate, up: gated_act(gate, up, kind),
         lambda gate, up: gated_act_reference(gate, up, kind),
         [draw(1, dtype, rows, width) * 3, draw(2, dtype, rows, width)],
     )
+
+
+def test_gated_act_of_many_rows() -> None:
+    test_gated_act(torch.float32, Activation.SILU, 257, 64)
 
 
 @pytest.mark.parametrize("kind", Activation)

@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 
 @pytest.mark.parametrize("file", sorted(HERE.glob("interpreted_*.py")), ids=lambda file: file.stem)
 def test_interpreted(file: Path) -> None:
-    command = [sys.executable, "-m", "pytest", str(file), "-p", "no:cacheprovider", "-rs", "-q"]
+    command = [sys.executable, "-m", "pytest", str(file), "-p", "no:cacheprovider", "-rs"]
     done = subprocess.run(
         command,
         cwd=HERE.parents[1],
