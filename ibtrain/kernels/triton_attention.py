@@ -16,19 +16,12 @@ Shapes: M query rows and N key rows of a block, K head width (a power of two, pa
 import triton
 import triton.language as tl
 
+from ibtrain.kernels.triton_numbers import INTERPRETED, dot, rounded
+
 LOG2_E = tl.constexpr(1.4426950408889634)
 PHILOX_ROUNDS = tl.constexpr(7)
 """Seven rounds of Philox 4x32 pass BigCrush (Salmon et al., SC 2011, table 2); ten are the rule
 where time does not count."""
-
-
-@triton.jit
-def _dot(left, right, INTERPRETED: tl.constexpr):
-    """left @ right in fp32. Triton's interpreter cannot multiply bf16."""
-    if INTERPRETED:
-        left = left.to(tl.float32)
-        right = right.to(tl.float32)
-    return tl.dot(left, right, input_precision="ieee")
 
 
 @triton.jit
@@ -39,7 +32,7 @@ def _bias_places(bias, rows, columns, head, reach):
 
 
 @triton.jit
-def _bias_MN(bias, rows, columns, head, reach, INTERPRETED: tl.constexpr):
+def _bias_MN(bias, rows, columns, head, reach):
     """The bias of each pair, from a table so small that it stays in the first cache.
 
     Read in assembly: Triton would copy every value asynchronously through shared memory, 4 bytes at
@@ -79,9 +72,7 @@ def _rows(base, stride, rows, length, WIDTH: tl.constexpr, K: tl.constexpr, WHOL
         return tl.load(places, mask=channels[None, :] < WIDTH, other=0.0)
     if WIDTH == K:
         return tl.load(places, mask=rows[:, None] < length, other=0.0)
-    return tl.load(
-        places, mask=(rows[:, None] < length) & (channels[None, :] < WIDTH), other=0.0
-    )
+    return tl.load(places, mask=(rows[:, None] < length) & (channels[None, :] < WIDTH), other=0.0)
 
 
 @triton.jit
@@ -89,7 +80,7 @@ def _store_rows(base, stride, rows, length, values, WIDTH: tl.constexpr, K: tl.c
     channels = tl.arange(0, K)
     tl.store(
         base + rows[:, None] * stride + channels[None, :],
-        values.to(base.dtype.element_ty),
+        rounded(values, base.dtype.element_ty).to(base.dtype.element_ty),
         mask=(rows[:, None] < length) & (channels[None, :] < WIDTH),
     )
 
@@ -156,16 +147,15 @@ def _forward_step(
     CAUSAL: tl.constexpr,
     BIAS: tl.constexpr,
     DROPOUT: tl.constexpr,
-    INTERPRETED: tl.constexpr,
     WHOLE: tl.constexpr,
 ):
     """One block of keys more in the running softmax."""
     rows = first_row + tl.arange(0, M)
     columns = first_column + tl.arange(0, N)
     key_NK = _rows(key, key_stride, columns, key_length, WIDTH, K, WHOLE)
-    scores_MN = _dot(query_MK, tl.trans(key_NK), INTERPRETED) * (scale * LOG2_E)
+    scores_MN = dot(query_MK, tl.trans(key_NK)) * (scale * LOG2_E)
     if BIAS:
-        scores_MN += _bias_MN(bias, rows, columns, head, reach, INTERPRETED) * LOG2_E
+        scores_MN += _bias_MN(bias, rows, columns, head, reach) * LOG2_E
     if not WHOLE:
         visible = _visible(rows[:, None], columns[None, :], query_length, key_length, CAUSAL)
         scores_MN = tl.where(visible, scores_MN, float("-inf"))
@@ -181,7 +171,7 @@ def _forward_step(
         weights_MN = tl.where(kept, weights_MN, 0.0)
     value_NK = _rows(value, value_stride, columns, key_length, WIDTH, K, WHOLE)
     accumulated = accumulated * fading[:, None]
-    accumulated += _dot(weights_MN.to(value_NK.dtype), value_NK, INTERPRETED)
+    accumulated += dot(weights_MN, value_NK)
     return accumulated, higher, total
 
 
@@ -214,7 +204,6 @@ def attention_forward(
     BIAS: tl.constexpr,
     DROPOUT: tl.constexpr,
     SPLIT: tl.constexpr,
-    INTERPRETED: tl.constexpr,
 ):
     """Output [T, H, K] and base-2 log of each row's softmax denominator [H, T]."""
     head = tl.program_id(1)
@@ -246,22 +235,20 @@ def attention_forward(
             accumulated, highest, total, query_MK, key, value, bias, seed,
             key_stride, value_stride, first_row, packed_row, first_column,
             query_length, key_length, head, scale, reach, threshold,
-            WIDTH, K, M, N, CAUSAL, BIAS, DROPOUT, INTERPRETED, True,
+            WIDTH, K, M, N, CAUSAL, BIAS, DROPOUT, True,
         )  # fmt: skip
     for first_column in range(whole, end, N):
         accumulated, highest, total = _forward_step(
             accumulated, highest, total, query_MK, key, value, bias, seed,
             key_stride, value_stride, first_row, packed_row, first_column,
             query_length, key_length, head, scale, reach, threshold,
-            WIDTH, K, M, N, CAUSAL, BIAS, DROPOUT, INTERPRETED, False,
+            WIDTH, K, M, N, CAUSAL, BIAS, DROPOUT, False,
         )  # fmt: skip
     seen = total > 0.0  # a row that sees no key gives 0
     divisor = tl.where(seen, total, 1.0)
     if DROPOUT:
         accumulated *= kept_scale
-    _store_rows(
-        out, out_stride, rows, query_length, accumulated / divisor[:, None], WIDTH, K
-    )
+    _store_rows(out, out_stride, rows, query_length, accumulated / divisor[:, None], WIDTH, K)
     tl.store(
         log_totals + head.to(tl.int64) * packed_rows + query_begin + rows,
         tl.where(seen, highest + tl.log2(divisor), 0.0),
@@ -286,11 +273,15 @@ def attention_delta(
     begin = tl.program_id(0).to(tl.int64) * M
     rows = tl.arange(0, M)
     left = packed_rows - begin
-    out_MK = _rows(
-        out + begin * out_stride + head * WIDTH, out_stride, rows, left, WIDTH, K, False
-    )
+    out_MK = _rows(out + begin * out_stride + head * WIDTH, out_stride, rows, left, WIDTH, K, False)
     gradient_MK = _rows(
-        gradient + begin * gradient_stride + head * WIDTH, gradient_stride, rows, left, WIDTH, K, False
+        gradient + begin * gradient_stride + head * WIDTH,
+        gradient_stride,
+        rows,
+        left,
+        WIDTH,
+        K,
+        False,
     )
     sums = tl.sum(out_MK.to(tl.float32) * gradient_MK.to(tl.float32), 1)
     tl.store(delta + head.to(tl.int64) * packed_rows + begin + rows, sums, mask=rows < left)
@@ -328,7 +319,6 @@ def attention_backward_key(
     CAUSAL: tl.constexpr,
     BIAS: tl.constexpr,
     DROPOUT: tl.constexpr,
-    INTERPRETED: tl.constexpr,
 ):
     """Gradients of one block of keys and values, over all queries of all heads that read them."""
     key_head = tl.program_id(1)
@@ -362,9 +352,9 @@ def attention_backward_key(
             rows = first_row + tl.arange(0, M)
             inside = rows < query_length
             query_MK = _rows(query_rows, query_stride, rows, query_length, WIDTH, K, False)
-            scores_NM = _dot(key_NK, tl.trans(query_MK), INTERPRETED) * (scale * LOG2_E)
+            scores_NM = dot(key_NK, tl.trans(query_MK)) * (scale * LOG2_E)
             if BIAS:
-                bias_MN = _bias_MN(bias, rows, columns, head, reach, INTERPRETED)
+                bias_MN = _bias_MN(bias, rows, columns, head, reach)
                 scores_NM += tl.trans(bias_MN) * LOG2_E
             log_total = tl.load(log_totals + numbers + rows, mask=inside, other=0.0)
             weights_NM = tl.exp2(scores_NM - log_total[None, :])
@@ -375,23 +365,21 @@ def attention_backward_key(
                     rows[None, :], columns[:, None], query_length, key_length, CAUSAL
                 )
                 weights_NM = tl.where(visible, weights_NM, 0.0)
-            gradient_MK = _rows(
-                gradient_rows, gradient_stride, rows, query_length, WIDTH, K, False
-            )
-            weight_gradient_NM = _dot(value_NK, tl.trans(gradient_MK), INTERPRETED)
+            gradient_MK = _rows(gradient_rows, gradient_stride, rows, query_length, WIDTH, K, False)
+            weight_gradient_NM = dot(value_NK, tl.trans(gradient_MK))
             applied_NM = weights_NM
             if DROPOUT:
                 kept = tl.trans(
-                    _kept_MN(
-                        seed, head, query_begin + first_row, first_column, threshold, M, N
-                    ).to(tl.int32)
+                    _kept_MN(seed, head, query_begin + first_row, first_column, threshold, M, N).to(
+                        tl.int32
+                    )
                 )
                 applied_NM = tl.where(kept != 0, weights_NM * kept_scale, 0.0)
                 weight_gradient_NM = tl.where(kept != 0, weight_gradient_NM * kept_scale, 0.0)
-            value_sum += _dot(applied_NM.to(gradient_MK.dtype), gradient_MK, INTERPRETED)
+            value_sum += dot(applied_NM, gradient_MK)
             taken_off = tl.load(delta + numbers + rows, mask=inside, other=0.0)
             score_gradient_NM = weights_NM * (weight_gradient_NM - taken_off[None, :])
-            key_sum += _dot(score_gradient_NM.to(query_MK.dtype), query_MK, INTERPRETED)
+            key_sum += dot(score_gradient_NM, query_MK)
     places = key_begin.to(tl.int64) * key_gradient_stride + key_head * WIDTH
     _store_rows(
         key_gradient + places, key_gradient_stride, columns, key_length, key_sum * scale, WIDTH, K
@@ -433,21 +421,20 @@ def _backward_query_step(
     BIAS: tl.constexpr,
     BIAS_GRADIENT: tl.constexpr,
     DROPOUT: tl.constexpr,
-    INTERPRETED: tl.constexpr,
     WHOLE: tl.constexpr,
 ):
     rows = first_row + tl.arange(0, M)
     columns = first_column + tl.arange(0, N)
     key_NK = _rows(key, key_stride, columns, key_length, WIDTH, K, WHOLE)
     value_NK = _rows(value, value_stride, columns, key_length, WIDTH, K, WHOLE)
-    scores_MN = _dot(query_MK, tl.trans(key_NK), INTERPRETED) * (scale * LOG2_E)
+    scores_MN = dot(query_MK, tl.trans(key_NK)) * (scale * LOG2_E)
     if BIAS:
-        scores_MN += _bias_MN(bias, rows, columns, head, reach, INTERPRETED) * LOG2_E
+        scores_MN += _bias_MN(bias, rows, columns, head, reach) * LOG2_E
     weights_MN = tl.exp2(scores_MN - log_total[:, None])
     if not WHOLE or BIAS:  # a large bias on a row beyond the end would be infinity times zero
         visible = _visible(rows[:, None], columns[None, :], query_length, key_length, CAUSAL)
         weights_MN = tl.where(visible, weights_MN, 0.0)
-    weight_gradient_MN = _dot(gradient_MK, tl.trans(value_NK), INTERPRETED)
+    weight_gradient_MN = dot(gradient_MK, tl.trans(value_NK))
     if DROPOUT:
         kept = _kept_MN(seed, head, first_packed_row, first_column, threshold, M, N)
         weight_gradient_MN = tl.where(kept, weight_gradient_MN * kept_scale, 0.0)
@@ -465,7 +452,7 @@ def _backward_query_step(
             mask=inside,
             sem="relaxed",
         )
-    query_sum += _dot(score_gradient_MN.to(key_NK.dtype), key_NK, INTERPRETED)
+    query_sum += dot(score_gradient_MN, key_NK)
     return query_sum, taken_off
 
 
@@ -503,7 +490,6 @@ def attention_backward_query(
     BIAS_GRADIENT: tl.constexpr,
     DROPOUT: tl.constexpr,
     SPLIT: tl.constexpr,
-    INTERPRETED: tl.constexpr,
 ):
     """Gradients of one block of queries, `delta` where it is known better, and, added up over all programs, of the bias [H, 2R+1].
 
@@ -542,14 +528,14 @@ def attention_backward_query(
             query_sum, query_MK, gradient_MK, log_total, taken_off, key, value, bias,
             bias_gradient, seed, key_stride, value_stride, first_row, packed_row, first_column,
             query_length, key_length, head, scale, reach, threshold, kept_scale,
-            WIDTH, K, M, N, CAUSAL, BIAS, BIAS_GRADIENT, DROPOUT, INTERPRETED, True,
+            WIDTH, K, M, N, CAUSAL, BIAS, BIAS_GRADIENT, DROPOUT, True,
         )  # fmt: skip
     for first_column in range(whole, end, N):
         query_sum, taken_off = _backward_query_step(
             query_sum, query_MK, gradient_MK, log_total, taken_off, key, value, bias,
             bias_gradient, seed, key_stride, value_stride, first_row, packed_row, first_column,
             query_length, key_length, head, scale, reach, threshold, kept_scale,
-            WIDTH, K, M, N, CAUSAL, BIAS, BIAS_GRADIENT, DROPOUT, INTERPRETED, False,
+            WIDTH, K, M, N, CAUSAL, BIAS, BIAS_GRADIENT, DROPOUT, False,
         )  # fmt: skip
     tl.store(delta + numbers + rows, taken_off, mask=inside & (key_length < N))
     _store_rows(

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ibtrain.kernels import triton_attention as kernels
 from ibtrain.kernels.backends import AttentionKind, Backend, rule_for
-from ibtrain.kernels.triton_support import interpreted
 from ibtrain.kernels.variants import Variant
 
 SPILL_BUDGET = 128
@@ -94,7 +93,6 @@ def _constants(form: Form, blocks: Blocks) -> dict[str, Any]:
         "CAUSAL": form.causal,
         "BIAS": form.bias,
         "DROPOUT": form.dropout,
-        "INTERPRETED": interpreted(),
     }
 
 
@@ -116,7 +114,10 @@ def _heads_side_by_side(rows: Tensor) -> Tensor:
 
 def _dropout(dropout_p: float) -> dict[str, Any]:
     """Philox words of 31 bits below the threshold are dropped, the rest made larger."""
-    return {"threshold": min(round(dropout_p * 2**31), 2**31 - 1), "kept_scale": 1 / (1 - dropout_p)}
+    return {
+        "threshold": min(round(dropout_p * 2**31), 2**31 - 1),
+        "kept_scale": 1 / (1 - dropout_p),
+    }
 
 
 @torch.library.custom_op("ibtrain::varlen_attention", mutates_args=())

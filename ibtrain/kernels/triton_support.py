@@ -9,17 +9,12 @@ OLDEST_CARD = (8, 0)
 """Ampere: bf16 on tensor cores and asynchronous copies."""
 
 
-@torch.compiler.assume_constant_result
+@functools.cache
 def interpreted() -> bool:
     """Whether Triton's interpreter runs the kernels, on any device (`TRITON_INTERPRET=1`).
 
     It is asked for when a kernel is defined, so this is settled when triton is first imported.
     """
-    return _interpreted()
-
-
-@functools.cache
-def _interpreted() -> bool:
     if importlib.util.find_spec("triton") is None:
         return False
     from triton import knobs
@@ -27,10 +22,19 @@ def _interpreted() -> bool:
     return bool(knobs.runtime.interpret)
 
 
-@torch.compiler.assume_constant_result
 def why_not_on(device: torch.device) -> str:
     """What keeps Triton's kernels from running on `device`; empty when nothing does."""
+    if torch.compiler.is_compiling():
+        # It cannot follow a question to the environment.
+        from ibtrain.kernels import triton_support_traced
+
+        return triton_support_traced.why_not_on(device)
     return _why_not_on(device)
+
+
+def triton_runs_on(device: torch.device) -> bool:
+    """Whether the kernels run on tensors of `device`."""
+    return not why_not_on(device)
 
 
 @functools.cache
@@ -47,8 +51,3 @@ def _why_not_on(device: torch.device) -> str:
     if card < OLDEST_CARD:
         return f"the card is of compute capability {card[0]}.{card[1]}, and 8.0 is the oldest"
     return ""
-
-
-def triton_runs_on(device: torch.device) -> bool:
-    """Whether the kernels run on tensors of `device`."""
-    return not why_not_on(device)

@@ -150,13 +150,9 @@ def test_a_drawn_case_equals_the_reference(number):
     check(drawn(number))
 
 
-@pytest.mark.parametrize(
-    ("dtype", "width"), product(TOLERANCES, (64, 80, 88, 96, 128)), ids=str
-)
+@pytest.mark.parametrize(("dtype", "width"), product(TOLERANCES, (64, 80, 88, 96, 128)), ids=str)
 def test_every_dtype_and_width_with_everything_on(dtype, width):
-    check(
-        Case((33, 0, 40), (70, 3, 40), 4, 2, width, dtype, causal=True, reach=7, dropout_p=0.2)
-    )
+    check(Case((33, 0, 40), (70, 3, 40), 4, 2, width, dtype, causal=True, reach=7, dropout_p=0.2))
 
 
 @pytest.mark.parametrize("length", LENGTHS)

@@ -1,0 +1,15 @@
+"""`why_not_on` for code under torch.compile, which cannot follow a question to the environment.
+
+A file of its own because the decorator imports torch's whole tracer, a second that only those who
+compile should wait for.
+"""
+
+import torch
+
+from ibtrain.kernels import triton_support
+
+
+@torch.compiler.assume_constant_result
+def why_not_on(device: torch.device) -> str:
+    """Asked once, while tracing."""
+    return triton_support._why_not_on(device)
