@@ -1,5 +1,5 @@
-"""Compiles every kernel that can be launched for sm_80 and sm_90, with no GPU, and reads what became
-of it: registers, spills, shared memory, tensor-core instructions and asynchronous copies.
+"""Compiles every kernel that can be launched for sm_80 and sm_90, with no GPU, and reads what
+became of it: registers, spills, shared memory, tensor-core instructions and asynchronous copies.
 
     python tools/compile_gate.py [--architecture 80 90] [--only WORDS] [--processes N] [--json]
 

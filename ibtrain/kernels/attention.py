@@ -17,9 +17,9 @@ from ibtrain.kernels import libraries
 from ibtrain.kernels.backends import AttentionKind, Backend, choose
 from ibtrain.kernels.sdpa import padded_attention
 
-# torch prefers cuDNN's attention on Hopper. It builds a plan for every shape it has not seen (0.44 s
-# forward and 0.55 s backward, modelscope/FunASR#3704), and no two packed batches have one shape; its
-# backward with a mask can return NaN (pytorch#196678), and it misreads a mask of another dtype
+# torch prefers cuDNN's attention on Hopper. It builds a plan for every new shape (0.44 s
+# forward and 0.55 s backward, modelscope/FunASR#3704), and no two packed batches have one shape;
+# its backward with a mask can return NaN (pytorch#196678), and it misreads a mask of another dtype
 # (pytorch#191612).
 torch.backends.cuda.enable_cudnn_sdp(False)
 

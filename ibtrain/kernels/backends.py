@@ -129,7 +129,7 @@ def choose(kind: AttentionKind) -> Choice:
     if named:
         return _named(named, kind)
     rule = rule_for(kind)
-    passed_over = []
+    passed_over: list[tuple[Backend, str]] = []
     for backend in rule.backends:
         reason = why_not(backend, kind)
         if not reason:

@@ -51,7 +51,7 @@ def varlen_attention_reference(
         weights_Hqk = torch.where(seen_qk, weights_Hqk, torch.zeros_like(weights_Hqk))
         if dropout_p > 0:
             first_row = int(cu_query[i])
-            kept_Hqk = kept_weights(seed, weights_Hqk.shape, first_row, dropout_p)
+            kept_Hqk = kept_weights(seed, (len(weights_Hqk), queries, keys), first_row, dropout_p)
             weights_Hqk = weights_Hqk * kept_Hqk.to(weights_Hqk) / (1 - dropout_p)
         pieces.append(torch.einsum("hqk,khd->qhd", weights_Hqk, value_kHK))
     return torch.cat(pieces) if pieces else query_THK.new_zeros(query_THK.shape)

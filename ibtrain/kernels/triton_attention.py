@@ -25,20 +25,32 @@ where time does not count."""
 
 
 @triton.jit
-def _bias_places(bias, rows, columns, head, reach):
+def bias_places(
+    bias: tl.tensor,
+    rows: tl.tensor,
+    columns: tl.tensor,
+    head: tl.tensor,
+    reach: tl.tensor,
+) -> tl.tensor:
     """The places in the table of [H, 2R+1] that hold the bias of each pair."""
     distance = columns[None, :] - rows[:, None]
     return bias + head * (2 * reach + 1) + tl.minimum(tl.maximum(distance, -reach), reach) + reach
 
 
 @triton.jit
-def _bias_MN(bias, rows, columns, head, reach):
+def read_bias(
+    bias: tl.tensor,
+    rows: tl.tensor,
+    columns: tl.tensor,
+    head: tl.tensor,
+    reach: tl.tensor,
+) -> tl.tensor:
     """The bias of each pair, from a table so small that it stays in the first cache.
 
     Read in assembly: Triton would copy every value asynchronously through shared memory, 4 bytes at
     a time, for several blocks ahead (over 130 KB, and 400 bytes of spilled registers).
     """
-    places = _bias_places(bias, rows, columns, head, reach)
+    places = bias_places(bias, rows, columns, head, reach)
     if INTERPRETED:
         return tl.load(places)
     return tl.inline_asm_elementwise(
@@ -47,7 +59,15 @@ def _bias_MN(bias, rows, columns, head, reach):
 
 
 @triton.jit
-def _kept_MN(seed, head, first_row, first_column, threshold, M: tl.constexpr, N: tl.constexpr):
+def draw_kept(
+    seed: tl.tensor,
+    head: tl.tensor,
+    first_row: tl.tensor,
+    first_column: tl.tensor,
+    threshold: tl.tensor,
+    M: tl.constexpr,
+    N: tl.constexpr,
+) -> tl.tensor:
     """Which weights of a block dropout keeps: a function of the seed, head, row and column alone.
 
     One draw of Philox gives the words of four neighbouring columns. The row is counted over the
@@ -62,7 +82,15 @@ def _kept_MN(seed, head, first_row, first_column, threshold, M: tl.constexpr, N:
 
 
 @triton.jit
-def _rows(base, stride, rows, length, WIDTH: tl.constexpr, K: tl.constexpr, WHOLE: tl.constexpr):
+def load_rows(
+    base: tl.tensor,
+    stride: tl.tensor,
+    rows: tl.tensor,
+    length: tl.tensor,
+    WIDTH: tl.constexpr,
+    K: tl.constexpr,
+    WHOLE: tl.constexpr,
+) -> tl.tensor:
     """[rows, K] of a packed tensor; zeros beyond the head width and, unless WHOLE, the length."""
     channels = tl.arange(0, K)
     places = base + rows[:, None] * stride + channels[None, :]
@@ -76,7 +104,16 @@ def _rows(base, stride, rows, length, WIDTH: tl.constexpr, K: tl.constexpr, WHOL
 
 
 @triton.jit
-def _store_rows(base, stride, rows, length, values, WIDTH: tl.constexpr, K: tl.constexpr):
+def store_rows(
+    base: tl.tensor,
+    stride: tl.tensor,
+    rows: tl.tensor,
+    length: tl.tensor,
+    values: tl.tensor,
+    WIDTH: tl.constexpr,
+    K: tl.constexpr,
+) -> None:
+    """Rows of a block into a packed tensor, up to its length and head width."""
     channels = tl.arange(0, K)
     tl.store(
         base + rows[:, None] * stride + channels[None, :],
@@ -86,15 +123,15 @@ def _store_rows(base, stride, rows, length, values, WIDTH: tl.constexpr, K: tl.c
 
 
 @triton.jit
-def _key_range(
-    first_row,
-    query_length,
-    key_length,
+def key_range(
+    first_row: tl.tensor,
+    query_length: tl.tensor,
+    key_length: tl.tensor,
     M: tl.constexpr,
     N: tl.constexpr,
     CAUSAL: tl.constexpr,
     SPLIT: tl.constexpr,
-):
+) -> tuple[tl.tensor, tl.tensor]:
     """Columns that a block of rows sees: up to `whole` all rows all of them, up to `end` some.
 
     Unless SPLIT the first are counted with the second: a mask costs nothing beside Philox, and the
@@ -112,7 +149,14 @@ def _key_range(
 
 
 @triton.jit
-def _visible(rows, columns, query_length, key_length, CAUSAL: tl.constexpr):
+def is_visible(
+    rows: tl.tensor,
+    columns: tl.tensor,
+    query_length: tl.tensor,
+    key_length: tl.tensor,
+    CAUSAL: tl.constexpr,
+) -> tl.tensor:
+    """Which pairs are within their sequence and, with a causal mask, not of a later key."""
     visible = (columns < key_length) & (rows < query_length)
     if CAUSAL:
         visible = visible & (columns <= rows + (key_length - query_length))
@@ -121,25 +165,25 @@ def _visible(rows, columns, query_length, key_length, CAUSAL: tl.constexpr):
 
 @triton.jit
 def _forward_step(
-    accumulated,
-    highest,
-    total,
-    query_MK,
-    key,
-    value,
-    bias,
-    seed,
-    key_stride,
-    value_stride,
-    first_row,
-    first_packed_row,
-    first_column,
-    query_length,
-    key_length,
-    head,
-    scale,
-    reach,
-    threshold,
+    accumulated: tl.tensor,
+    highest: tl.tensor,
+    total: tl.tensor,
+    query_MK: tl.tensor,
+    key: tl.tensor,
+    value: tl.tensor,
+    bias: tl.tensor,
+    seed: tl.tensor,
+    key_stride: tl.tensor,
+    value_stride: tl.tensor,
+    first_row: tl.tensor,
+    first_packed_row: tl.tensor,
+    first_column: tl.tensor,
+    query_length: tl.tensor,
+    key_length: tl.tensor,
+    head: tl.tensor,
+    scale: tl.tensor,
+    reach: tl.tensor,
+    threshold: tl.tensor,
     WIDTH: tl.constexpr,
     K: tl.constexpr,
     M: tl.constexpr,
@@ -148,17 +192,17 @@ def _forward_step(
     BIAS: tl.constexpr,
     DROPOUT: tl.constexpr,
     WHOLE: tl.constexpr,
-):
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """One block of keys more in the running softmax."""
     rows = first_row + tl.arange(0, M)
     columns = first_column + tl.arange(0, N)
-    key_NK = _rows(key, key_stride, columns, key_length, WIDTH, K, WHOLE)
+    key_NK = load_rows(key, key_stride, columns, key_length, WIDTH, K, WHOLE)
     scores_MN = dot(query_MK, tl.trans(key_NK)) * (scale * LOG2_E)
     if BIAS:
-        scores_MN += _bias_MN(bias, rows, columns, head, reach) * LOG2_E
+        scores_MN += read_bias(bias, rows, columns, head, reach) * LOG2_E
     if not WHOLE:
-        visible = _visible(rows[:, None], columns[None, :], query_length, key_length, CAUSAL)
-        scores_MN = tl.where(visible, scores_MN, float("-inf"))
+        seen = is_visible(rows[:, None], columns[None, :], query_length, key_length, CAUSAL)
+        scores_MN = tl.where(seen, scores_MN, float("-inf"))
     higher = tl.maximum(highest, tl.max(scores_MN, 1))
     base = higher
     if not WHOLE:
@@ -167,9 +211,9 @@ def _forward_step(
     fading = tl.exp2(highest - base)
     total = total * fading + tl.sum(weights_MN, 1)
     if DROPOUT:
-        kept = _kept_MN(seed, head, first_packed_row, first_column, threshold, M, N)
+        kept = draw_kept(seed, head, first_packed_row, first_column, threshold, M, N)
         weights_MN = tl.where(kept, weights_MN, 0.0)
-    value_NK = _rows(value, value_stride, columns, key_length, WIDTH, K, WHOLE)
+    value_NK = load_rows(value, value_stride, columns, key_length, WIDTH, K, WHOLE)
     accumulated = accumulated * fading[:, None]
     accumulated += dot(weights_MN, value_NK)
     return accumulated, higher, total
@@ -177,25 +221,25 @@ def _forward_step(
 
 @triton.jit
 def attention_forward(
-    query,
-    key,
-    value,
-    bias,
-    seed_place,
-    cu_query,
-    cu_key,
-    out,
-    log_totals,
-    query_stride,
-    key_stride,
-    value_stride,
-    out_stride,
-    packed_rows,
-    group,
-    scale,
-    reach,
-    threshold,
-    kept_scale,
+    query: tl.tensor,
+    key: tl.tensor,
+    value: tl.tensor,
+    bias: tl.tensor,
+    seed_place: tl.tensor,
+    cu_query: tl.tensor,
+    cu_key: tl.tensor,
+    out: tl.tensor,
+    log_totals: tl.tensor,
+    query_stride: tl.tensor,
+    key_stride: tl.tensor,
+    value_stride: tl.tensor,
+    out_stride: tl.tensor,
+    packed_rows: tl.tensor,
+    group: tl.tensor,
+    scale: tl.tensor,
+    reach: tl.tensor,
+    threshold: tl.tensor,
+    kept_scale: tl.tensor,
     WIDTH: tl.constexpr,
     K: tl.constexpr,
     M: tl.constexpr,
@@ -204,7 +248,7 @@ def attention_forward(
     BIAS: tl.constexpr,
     DROPOUT: tl.constexpr,
     SPLIT: tl.constexpr,
-):
+) -> None:
     """Output [T, H, K] and base-2 log of each row's softmax denominator [H, T]."""
     head = tl.program_id(1)
     sequence = tl.program_id(2)
@@ -224,11 +268,11 @@ def attention_forward(
     value += key_begin.to(tl.int64) * value_stride + (head // group) * WIDTH
     out += query_begin.to(tl.int64) * out_stride + head * WIDTH
     rows = first_row + tl.arange(0, M)
-    query_MK = _rows(query, query_stride, rows, query_length, WIDTH, K, False)
+    query_MK = load_rows(query, query_stride, rows, query_length, WIDTH, K, False)
     accumulated = tl.zeros((M, K), tl.float32)
     highest = tl.full((M,), float("-inf"), tl.float32)
     total = tl.zeros((M,), tl.float32)
-    whole, end = _key_range(first_row, query_length, key_length, M, N, CAUSAL, SPLIT)
+    whole, end = key_range(first_row, query_length, key_length, M, N, CAUSAL, SPLIT)
     packed_row = query_begin + first_row
     for first_column in range(0, whole, N):
         accumulated, highest, total = _forward_step(
@@ -248,296 +292,9 @@ def attention_forward(
     divisor = tl.where(seen, total, 1.0)
     if DROPOUT:
         accumulated *= kept_scale
-    _store_rows(out, out_stride, rows, query_length, accumulated / divisor[:, None], WIDTH, K)
+    store_rows(out, out_stride, rows, query_length, accumulated / divisor[:, None], WIDTH, K)
     tl.store(
         log_totals + head.to(tl.int64) * packed_rows + query_begin + rows,
         tl.where(seen, highest + tl.log2(divisor), 0.0),
         mask=rows < query_length,
-    )
-
-
-@triton.jit
-def attention_delta(
-    out,
-    gradient,
-    delta,
-    out_stride,
-    gradient_stride,
-    packed_rows,
-    WIDTH: tl.constexpr,
-    K: tl.constexpr,
-    M: tl.constexpr,
-):
-    """Each row's sum of output x gradient [H, T]: what the softmax's backward takes off."""
-    head = tl.program_id(1)
-    begin = tl.program_id(0).to(tl.int64) * M
-    rows = tl.arange(0, M)
-    left = packed_rows - begin
-    out_MK = _rows(out + begin * out_stride + head * WIDTH, out_stride, rows, left, WIDTH, K, False)
-    gradient_MK = _rows(
-        gradient + begin * gradient_stride + head * WIDTH,
-        gradient_stride,
-        rows,
-        left,
-        WIDTH,
-        K,
-        False,
-    )
-    sums = tl.sum(out_MK.to(tl.float32) * gradient_MK.to(tl.float32), 1)
-    tl.store(delta + head.to(tl.int64) * packed_rows + begin + rows, sums, mask=rows < left)
-
-
-@triton.jit
-def attention_backward_key(
-    query,
-    key,
-    value,
-    bias,
-    seed_place,
-    cu_query,
-    cu_key,
-    gradient,
-    log_totals,
-    delta,
-    key_gradient,
-    value_gradient,
-    query_stride,
-    key_stride,
-    value_stride,
-    gradient_stride,
-    key_gradient_stride,
-    packed_rows,
-    group,
-    scale,
-    reach,
-    threshold,
-    kept_scale,
-    WIDTH: tl.constexpr,
-    K: tl.constexpr,
-    M: tl.constexpr,
-    N: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    BIAS: tl.constexpr,
-    DROPOUT: tl.constexpr,
-):
-    """Gradients of one block of keys and values, over all queries of all heads that read them."""
-    key_head = tl.program_id(1)
-    sequence = tl.program_id(2)
-    query_begin = tl.load(cu_query + sequence)
-    key_begin = tl.load(cu_key + sequence)
-    query_length = tl.load(cu_query + sequence + 1) - query_begin
-    key_length = tl.load(cu_key + sequence + 1) - key_begin
-    first_column = tl.program_id(0) * N
-    if first_column >= key_length:
-        return
-    seed = 0
-    if DROPOUT:
-        seed = tl.load(seed_place)
-    columns = first_column + tl.arange(0, N)
-    key += key_begin.to(tl.int64) * key_stride + key_head * WIDTH
-    value += key_begin.to(tl.int64) * value_stride + key_head * WIDTH
-    key_NK = _rows(key, key_stride, columns, key_length, WIDTH, K, False)
-    value_NK = _rows(value, value_stride, columns, key_length, WIDTH, K, False)
-    key_sum = tl.zeros((N, K), tl.float32)
-    value_sum = tl.zeros((N, K), tl.float32)
-    begin = 0
-    if CAUSAL:  # the first row that sees the first column
-        begin = tl.maximum(first_column - (key_length - query_length), 0) // M * M
-    for member in range(0, group):
-        head = key_head * group + member
-        query_rows = query + query_begin.to(tl.int64) * query_stride + head * WIDTH
-        gradient_rows = gradient + query_begin.to(tl.int64) * gradient_stride + head * WIDTH
-        numbers = head.to(tl.int64) * packed_rows + query_begin
-        for first_row in range(begin, query_length, M):
-            rows = first_row + tl.arange(0, M)
-            inside = rows < query_length
-            query_MK = _rows(query_rows, query_stride, rows, query_length, WIDTH, K, False)
-            scores_NM = dot(key_NK, tl.trans(query_MK)) * (scale * LOG2_E)
-            if BIAS:
-                bias_MN = _bias_MN(bias, rows, columns, head, reach)
-                scores_NM += tl.trans(bias_MN) * LOG2_E
-            log_total = tl.load(log_totals + numbers + rows, mask=inside, other=0.0)
-            weights_NM = tl.exp2(scores_NM - log_total[None, :])
-            # Rows beyond the end weigh nothing: their gradient was read as zeros. Only a large
-            # bias could make that infinity times zero.
-            if CAUSAL or BIAS:
-                visible = _visible(
-                    rows[None, :], columns[:, None], query_length, key_length, CAUSAL
-                )
-                weights_NM = tl.where(visible, weights_NM, 0.0)
-            gradient_MK = _rows(gradient_rows, gradient_stride, rows, query_length, WIDTH, K, False)
-            weight_gradient_NM = dot(value_NK, tl.trans(gradient_MK))
-            applied_NM = weights_NM
-            if DROPOUT:
-                kept = tl.trans(
-                    _kept_MN(seed, head, query_begin + first_row, first_column, threshold, M, N).to(
-                        tl.int32
-                    )
-                )
-                applied_NM = tl.where(kept != 0, weights_NM * kept_scale, 0.0)
-                weight_gradient_NM = tl.where(kept != 0, weight_gradient_NM * kept_scale, 0.0)
-            value_sum += dot(applied_NM, gradient_MK)
-            taken_off = tl.load(delta + numbers + rows, mask=inside, other=0.0)
-            score_gradient_NM = weights_NM * (weight_gradient_NM - taken_off[None, :])
-            key_sum += dot(score_gradient_NM, query_MK)
-    places = key_begin.to(tl.int64) * key_gradient_stride + key_head * WIDTH
-    _store_rows(
-        key_gradient + places, key_gradient_stride, columns, key_length, key_sum * scale, WIDTH, K
-    )
-    _store_rows(
-        value_gradient + places, key_gradient_stride, columns, key_length, value_sum, WIDTH, K
-    )
-
-
-@triton.jit
-def _backward_query_step(
-    query_sum,
-    query_MK,
-    gradient_MK,
-    log_total,
-    taken_off,
-    key,
-    value,
-    bias,
-    bias_gradient,
-    seed,
-    key_stride,
-    value_stride,
-    first_row,
-    first_packed_row,
-    first_column,
-    query_length,
-    key_length,
-    head,
-    scale,
-    reach,
-    threshold,
-    kept_scale,
-    WIDTH: tl.constexpr,
-    K: tl.constexpr,
-    M: tl.constexpr,
-    N: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    BIAS: tl.constexpr,
-    BIAS_GRADIENT: tl.constexpr,
-    DROPOUT: tl.constexpr,
-    WHOLE: tl.constexpr,
-):
-    rows = first_row + tl.arange(0, M)
-    columns = first_column + tl.arange(0, N)
-    key_NK = _rows(key, key_stride, columns, key_length, WIDTH, K, WHOLE)
-    value_NK = _rows(value, value_stride, columns, key_length, WIDTH, K, WHOLE)
-    scores_MN = dot(query_MK, tl.trans(key_NK)) * (scale * LOG2_E)
-    if BIAS:
-        scores_MN += _bias_MN(bias, rows, columns, head, reach) * LOG2_E
-    weights_MN = tl.exp2(scores_MN - log_total[:, None])
-    if not WHOLE or BIAS:  # a large bias on a row beyond the end would be infinity times zero
-        visible = _visible(rows[:, None], columns[None, :], query_length, key_length, CAUSAL)
-        weights_MN = tl.where(visible, weights_MN, 0.0)
-    weight_gradient_MN = dot(gradient_MK, tl.trans(value_NK))
-    if DROPOUT:
-        kept = _kept_MN(seed, head, first_packed_row, first_column, threshold, M, N)
-        weight_gradient_MN = tl.where(kept, weight_gradient_MN * kept_scale, 0.0)
-    if not WHOLE:
-        # With few keys `delta` and the weights' gradients cancel, and rounding the output is all
-        # that is left: where one block holds all keys the sum is at hand, unrounded.
-        exact = tl.sum(weights_MN * weight_gradient_MN, 1)
-        taken_off = tl.where(key_length < N, exact, taken_off)
-    score_gradient_MN = weights_MN * (weight_gradient_MN - taken_off[:, None])
-    if BIAS_GRADIENT:
-        inside = (rows[:, None] < query_length) & (columns[None, :] < key_length)
-        tl.atomic_add(
-            _bias_places(bias_gradient, rows, columns, head, reach),
-            score_gradient_MN,
-            mask=inside,
-            sem="relaxed",
-        )
-    query_sum += dot(score_gradient_MN, key_NK)
-    return query_sum, taken_off
-
-
-@triton.jit
-def attention_backward_query(
-    query,
-    key,
-    value,
-    bias,
-    seed_place,
-    cu_query,
-    cu_key,
-    gradient,
-    log_totals,
-    delta,
-    query_gradient,
-    bias_gradient,
-    query_stride,
-    key_stride,
-    value_stride,
-    gradient_stride,
-    query_gradient_stride,
-    packed_rows,
-    group,
-    scale,
-    reach,
-    threshold,
-    kept_scale,
-    WIDTH: tl.constexpr,
-    K: tl.constexpr,
-    M: tl.constexpr,
-    N: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    BIAS: tl.constexpr,
-    BIAS_GRADIENT: tl.constexpr,
-    DROPOUT: tl.constexpr,
-    SPLIT: tl.constexpr,
-):
-    """Gradients of one block of queries, `delta` where it is known better, and, added up over all programs, of the bias [H, 2R+1].
-
-    The bias gradient is added by atomics, in the order in which programs come by: repeated runs
-    differ in its last bits. Everything else is bitwise the same in every run.
-    """
-    head = tl.program_id(1)
-    sequence = tl.program_id(2)
-    query_begin = tl.load(cu_query + sequence)
-    key_begin = tl.load(cu_key + sequence)
-    query_length = tl.load(cu_query + sequence + 1) - query_begin
-    key_length = tl.load(cu_key + sequence + 1) - key_begin
-    first_row = (tl.num_programs(0) - 1 - tl.program_id(0)) * M
-    if first_row >= query_length:
-        return
-    seed = 0
-    if DROPOUT:
-        seed = tl.load(seed_place)
-    query += query_begin.to(tl.int64) * query_stride + head * WIDTH
-    gradient += query_begin.to(tl.int64) * gradient_stride + head * WIDTH
-    key += key_begin.to(tl.int64) * key_stride + (head // group) * WIDTH
-    value += key_begin.to(tl.int64) * value_stride + (head // group) * WIDTH
-    query_gradient += query_begin.to(tl.int64) * query_gradient_stride + head * WIDTH
-    rows = first_row + tl.arange(0, M)
-    inside = rows < query_length
-    numbers = head.to(tl.int64) * packed_rows + query_begin
-    query_MK = _rows(query, query_stride, rows, query_length, WIDTH, K, False)
-    gradient_MK = _rows(gradient, gradient_stride, rows, query_length, WIDTH, K, False)
-    log_total = tl.load(log_totals + numbers + rows, mask=inside, other=0.0)
-    taken_off = tl.load(delta + numbers + rows, mask=inside, other=0.0)
-    query_sum = tl.zeros((M, K), tl.float32)
-    whole, end = _key_range(first_row, query_length, key_length, M, N, CAUSAL, SPLIT)
-    packed_row = query_begin + first_row
-    for first_column in range(0, whole, N):
-        query_sum, taken_off = _backward_query_step(
-            query_sum, query_MK, gradient_MK, log_total, taken_off, key, value, bias,
-            bias_gradient, seed, key_stride, value_stride, first_row, packed_row, first_column,
-            query_length, key_length, head, scale, reach, threshold, kept_scale,
-            WIDTH, K, M, N, CAUSAL, BIAS, BIAS_GRADIENT, DROPOUT, True,
-        )  # fmt: skip
-    for first_column in range(whole, end, N):
-        query_sum, taken_off = _backward_query_step(
-            query_sum, query_MK, gradient_MK, log_total, taken_off, key, value, bias,
-            bias_gradient, seed, key_stride, value_stride, first_row, packed_row, first_column,
-            query_length, key_length, head, scale, reach, threshold, kept_scale,
-            WIDTH, K, M, N, CAUSAL, BIAS, BIAS_GRADIENT, DROPOUT, False,
-        )  # fmt: skip
-    tl.store(delta + numbers + rows, taken_off, mask=inside & (key_length < N))
-    _store_rows(
-        query_gradient, query_gradient_stride, rows, query_length, query_sum * scale, WIDTH, K
     )

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ibtrain.kernels import triton_attention as kernels
+from ibtrain.kernels import triton_attention_backward as backward
 from ibtrain.kernels.backends import AttentionKind, Backend, rule_for
+from ibtrain.kernels.triton_attention import attention_forward
 from ibtrain.kernels.variants import Variant
 
 SPILL_BUDGET = 128
@@ -55,8 +56,8 @@ class Blocks:
         return {"num_warps": self.num_warps, "num_stages": self.num_stages}
 
 
-# Chosen by tools/compile_gate.py: the largest blocks that do not spill on sm_80 or sm_90. wgmma takes
-# 64 rows for every four warps.
+# Chosen by tools/compile_gate.py: the largest blocks that hardly spill on sm_80 and sm_90. wgmma
+# takes 64 rows for every four warps.
 
 
 def forward_blocks(form: Form) -> Blocks:
@@ -148,7 +149,7 @@ def attention(
     blocks = forward_blocks(form)
     grid = (-(-max_query // blocks.M), heads, cu_query.numel() - 1)
     if 0 not in grid:
-        kernels.attention_forward[grid](
+        attention_forward[grid](
             *(query, key, value, rel_bias, seed, cu_query, cu_key, out, log_totals),
             *(query.stride(0), key.stride(0), value.stride(0), out.stride(0)),
             packed_rows=rows,
@@ -207,7 +208,7 @@ def attention_backward(
         **_dropout(dropout_p),
     }
     if rows and heads:
-        kernels.attention_delta[(-(-rows // block), heads)](
+        backward.attention_delta[(-(-rows // block), heads)](
             *(out, gradient, delta, out.stride(0), gradient.stride(0), rows),
             WIDTH=form.head_width,
             K=form.padded_width,
@@ -216,7 +217,7 @@ def attention_backward(
     blocks = backward_query_blocks(form)  # first: it mends `delta`
     grid = (-(-max_query // blocks.M), heads, sequences)
     if 0 not in grid:
-        kernels.attention_backward_query[grid](
+        backward.attention_backward_query[grid](
             *(*inputs, query_gradient, bias_gradient, *strides, query_gradient.stride(0)),
             **shared,
             **_constants(form, blocks),
@@ -227,7 +228,7 @@ def attention_backward(
     blocks = backward_key_blocks(form)
     grid = (-(-max_key // blocks.N), key_heads, sequences)
     if 0 not in grid:
-        kernels.attention_backward_key[grid](
+        backward.attention_backward_key[grid](
             *(*inputs, key_gradient, value_gradient, *strides, key_gradient.stride(0)),
             **shared,
             **_constants(form, blocks),
@@ -317,10 +318,13 @@ def attention_variants() -> list[Variant]:
 def _dispatched_forms() -> list[Form]:
     gpu = torch.device("cuda")
     forms = []
-    for dtype, width, *switches in product(DTYPES, range(8, 129, 8), *[(False, True)] * 3):
-        kind = AttentionKind(gpu, dtype, width, *switches)
+    switches = (False, True)
+    for dtype, width, causal, bias, dropout in product(
+        DTYPES, range(8, 129, 8), switches, switches, switches
+    ):
+        kind = AttentionKind(gpu, dtype, width, causal, bias, dropout)
         if Backend.TRITON in rule_for(kind).backends:
-            forms.append(Form(dtype, width, *switches))
+            forms.append(Form(dtype, width, causal, bias, dropout))
     return forms
 
 
@@ -330,6 +334,13 @@ _RUN_TIME_TYPES = {
     "seed_place": "*i64",
     **dict.fromkeys(("packed_rows", "group", "reach", "threshold"), "i32"),
     **dict.fromkeys(("scale", "kept_scale"), "fp32"),
+}
+
+
+_KERNELS = {
+    "attention_forward": attention_forward,
+    "attention_backward_key": backward.attention_backward_key,
+    "attention_backward_query": backward.attention_backward_query,
 }
 
 
@@ -343,7 +354,7 @@ def _signature(names: list[str], constants: dict[str, Any], dtype: torch.dtype) 
 
 
 def _variant(form: Form, kernel_name: str, blocks: Blocks, extra: dict[str, Any]) -> Variant:
-    kernel: Any = getattr(kernels, kernel_name)
+    kernel: Any = _KERNELS[kernel_name]
     constants = _constants(form, blocks) | extra
     absent = [
         *(() if form.bias else ("bias",)),
@@ -385,10 +396,10 @@ def _is_aligned(name: str, kind: str) -> bool:
 def _delta_variant(dtype: torch.dtype, width: int) -> Variant:
     form = Form(dtype, width, causal=False, bias=False, dropout=False)
     constants = {"WIDTH": width, "K": form.padded_width, "M": delta_rows(form)}
-    signature = _signature(kernels.attention_delta.arg_names, constants, dtype)
+    signature = _signature(backward.attention_delta.arg_names, constants, dtype)
     return Variant(
         name=f"attention_delta {_TRITON_TYPES[dtype]} {width}",
-        kernel=kernels.attention_delta,
+        kernel=backward.attention_delta,
         signature=signature,
         constants=constants,
         aligned=tuple(name for name, kind in signature.items() if _is_aligned(name, kind)),

@@ -1,7 +1,7 @@
 """Numbers in Triton's kernels where its interpreter is not like a card.
 
-`bf16` is what differs (Triton 3.7.1): the interpreter multiplies it wrongly, and it cuts off where a
-card rounds to the nearest. Half an ulp of bias would hide behind the tolerances, and hide errors.
+bf16 is what differs (Triton 3.7.1): the interpreter multiplies it wrongly, and it cuts off where
+a card rounds to the nearest. Half an ulp of bias would hide behind the tolerances, and hide errors.
 """
 
 import triton
@@ -26,7 +26,7 @@ def rounded(value: tl.tensor, DTYPE: tl.constexpr) -> tl.tensor:
 
 @triton.jit
 def dot(left: tl.tensor, right: tl.tensor) -> tl.tensor:
-    """left @ right in fp32; left is first rounded to the type of right. fp32 stays whole (no tf32)."""
+    """left, rounded to the type of right, @ right in fp32; fp32 stays whole (no tf32)."""
     if INTERPRETED:
         left = rounded(left.to(tl.float32), right.dtype)
         right = right.to(tl.float32)

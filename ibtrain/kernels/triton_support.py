@@ -28,7 +28,8 @@ def why_not_on(device: torch.device) -> str:
         # It cannot follow a question to the environment.
         from ibtrain.kernels import triton_support_traced
 
-        return triton_support_traced.why_not_on(device)
+        reason: str = triton_support_traced.why_not_on(device)
+        return reason
     return _why_not_on(device)
 
 

@@ -53,7 +53,7 @@ def cumulative(lengths):
 
 
 def inputs_of(case: Case) -> tuple[list[Tensor], Tensor]:
-    """Query, key, value (and bias), rounded to the case's dtype but held in fp64, and a gradient."""
+    """Query, key, value (and bias) of the case's dtype but held in fp64, and a gradient."""
     torch.manual_seed(1)
     count, source = sum(case.queries), sum(case.keys)
     shapes = [(count, case.heads), (source, case.key_heads), (source, case.key_heads)]
