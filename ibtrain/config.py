@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from yaml import YAMLError
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -248,10 +248,18 @@ class Recipe(Section):
     seed: int = Field(default=0, ge=0)
     sharding: str = "zero3"
     """A file of ds_configs/ by its name, or the path of a DeepSpeed JSON."""
+    kernels: Literal["auto", "off"] = "auto"
+    """Fused kernels where the device has them; `off`: torch's and transformers' own everywhere."""
     model: ModelSection
     data: DataSection
     training: TrainingSection
     checkpoint: CheckpointSection = CheckpointSection()
+
+    @field_validator("kernels", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: Any) -> Any:
+        # An unquoted `off` is false in YAML.
+        return "off" if value is False else value
 
 
 def shipped_recipes() -> dict[str, Path]:

@@ -32,6 +32,7 @@ EXPECTED = {
     "output": "runs/small",
     "seed": 0,
     "sharding": "zero3",
+    "kernels": "auto",
     "model": {
         "base": "bases/vicuna",
         "parts": None,
@@ -323,3 +324,12 @@ def test_every_shipped_recipe_loads(name, write):
     assert isinstance(recipe, Recipe)
     assert recipe.name == name
     assert load_recipe(write(dump_recipe(recipe))) == recipe
+
+
+@pytest.mark.parametrize("written", ["off", "'off'", "false"])
+def test_kernels_off_is_a_word_whatever_yaml_makes_of_it(minimal, written):
+    recipe = load_recipe(minimal, [f"kernels={written}"])
+    assert recipe.kernels == "off"
+    assert "kernels: 'off'" in dump_recipe(recipe)
+    with pytest.raises(RecipeError, match="kernels: .*'auto' or 'off'.*found 'on'"):
+        load_recipe(minimal, ["kernels='on'"])

@@ -12,7 +12,7 @@ from enum import StrEnum
 import torch
 
 from ibtrain.kernels import libraries
-from ibtrain.kernels.triton_support import why_not_on
+from ibtrain.kernels.triton_support import interpreted, why_not_on
 
 ENVIRONMENT = "IBTRAIN_ATTENTION"
 """For debugging: names the backend to use wherever it can."""
@@ -72,9 +72,14 @@ def _compiled(kind: AttentionKind) -> bool:
 # The first rule that holds decides, and of its backends the first that can.
 TABLE = (
     Rule(
-        lambda kind: kind.device.type == "cpu",
+        lambda kind: kind.device.type == "cpu" and not interpreted(),
         (Backend.SDPA,),
         "on the CPU torch's own is the fastest",
+    ),
+    Rule(
+        lambda kind: interpreted(),
+        (Backend.TRITON, Backend.SDPA),
+        "Triton's interpreter is on (TRITON_INTERPRET=1): its kernels are what is looked at",
     ),
     Rule(
         lambda kind: not _compiled(kind),

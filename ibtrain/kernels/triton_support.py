@@ -9,12 +9,22 @@ OLDEST_CARD = (8, 0)
 """Ampere: bf16 on tensor cores and asynchronous copies."""
 
 
-@functools.cache
 def interpreted() -> bool:
     """Whether Triton's interpreter runs the kernels, on any device (`TRITON_INTERPRET=1`).
 
     It is asked for when a kernel is defined, so this is settled when triton is first imported.
     """
+    if torch.compiler.is_compiling():
+        # It cannot follow a question to the environment.
+        from ibtrain.kernels import triton_support_traced
+
+        answer: bool = triton_support_traced.interpreted()
+        return answer
+    return _interpreted()
+
+
+@functools.cache
+def _interpreted() -> bool:
     if importlib.util.find_spec("triton") is None:
         return False
     from triton import knobs
@@ -22,10 +32,24 @@ def interpreted() -> bool:
     return bool(knobs.runtime.interpret)
 
 
+_allowed = True
+
+
+def allow_triton(allowed: bool) -> None:
+    """Whether Triton's kernels may run in this process (`kernels: off` in a recipe forbids them).
+
+    For a whole process, because a layer that is computed again in the backward must find what its
+    forward found.
+    """
+    global _allowed  # noqa: PLW0603
+    _allowed = allowed
+
+
 def why_not_on(device: torch.device) -> str:
     """What keeps Triton's kernels from running on `device`; empty when nothing does."""
+    if not _allowed:
+        return "the recipe forbids them (kernels: off)"
     if torch.compiler.is_compiling():
-        # It cannot follow a question to the environment.
         from ibtrain.kernels import triton_support_traced
 
         reason: str = triton_support_traced.why_not_on(device)

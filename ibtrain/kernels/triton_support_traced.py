@@ -1,4 +1,5 @@
-"""`why_not_on` for code under torch.compile, which cannot follow a question to the environment.
+"""What triton_support.py answers, for code under torch.compile, which cannot follow a question to
+the environment.
 
 A file of its own because the decorator imports torch's whole tracer, a second that only those who
 compile should wait for.
@@ -7,6 +8,12 @@ compile should wait for.
 import torch
 
 from ibtrain.kernels import triton_support
+
+
+@torch.compiler.assume_constant_result
+def interpreted() -> bool:
+    """Asked once, while tracing."""
+    return triton_support._interpreted()
 
 
 @torch.compiler.assume_constant_result

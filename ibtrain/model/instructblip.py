@@ -57,6 +57,7 @@ class InstructBlip(nn.Module):
             ablation and has no text weights in the Q-Former.
         lora: adapters of the language model.
         recompute: gradient checkpointing of the language model and of a trained vision tower.
+        kernels: whether the language model's norms, rotations and activations are the fused ones.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class InstructBlip(nn.Module):
         instruction_aware: bool = True,
         lora: LoraSection | None = None,
         recompute: bool = False,
+        kernels: bool = True,
     ) -> None:
         super().__init__()
         self.config = config
@@ -79,7 +81,7 @@ class InstructBlip(nn.Module):
         self.language_projection = nn.Linear(
             config.qformer_config.hidden_size, config.text_config.hidden_size
         )
-        self.language_model = build_language_model(config.text_config, lora)
+        self.language_model = build_language_model(config.text_config, lora, kernels=kernels)
 
     def visual_tokens(
         self, pixels_ICHW: Tensor, text_ids_L: Tensor, cu_text_I1: Tensor, max_text: int

@@ -28,6 +28,7 @@ from transformers.modeling_utils import AttentionInterface
 from ibtrain.batch import Batch
 from ibtrain.config import LoraSection
 from ibtrain.kernels import varlen_attention
+from ibtrain.model.fused import use_kernels
 from ibtrain.model.lora import add_adapters
 from ibtrain.model.t5 import PackedRows, packed_answers, tie_as_configured
 
@@ -81,9 +82,14 @@ AttentionMaskInterface.register(ATTENTION_NAME, _mask)
 
 
 def build_language_model(
-    config: PretrainedConfig, lora: LoraSection | None = None
+    config: PretrainedConfig, lora: LoraSection | None = None, *, kernels: bool = True
 ) -> PreTrainedModel:
     """An uninitialised language model of `config`, with adapters where `lora` asks for them.
+
+    Args:
+        config: transformers' configuration.
+        lora: adapters of its linear layers.
+        kernels: whether its norms, rotations and activations are the fused ones.
 
     Raises:
         ValueError: when the architecture is neither a Llama nor a T5, or the adapters do not fit.
@@ -100,6 +106,8 @@ def build_language_model(
             f"the language model is of type {config.model_type!r}; supported: 'llama' "
             "(Vicuna and other models of the Llama architecture) and 't5' (Flan-T5)"
         )
+    if kernels:
+        use_kernels(model)
     if lora is not None:
         add_adapters(model, lora)
     return model

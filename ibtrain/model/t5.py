@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ibtrain.kernels import varlen_attention
+from ibtrain.model.fused import add_and_norm
 from ibtrain.model.recompute import run_layer
 
 
@@ -143,25 +144,26 @@ class _Block:
     encoded: Encoded | None
 
     def __call__(self, hidden_TD: Tensor) -> Tensor:
-        layer = self.block.layer[0]
+        layer, feed_forward = self.block.layer[0], self.block.layer[-1]
         normed_TD = layer.layer_norm(hidden_TD)
         attended_TD = _attend(
             *(layer.SelfAttention, normed_TD, normed_TD, self.rows, self.rows),
             self.bias_HR,
             causal=self.encoded is not None,
         )
-        hidden_TD = hidden_TD + layer.dropout(attended_TD)
+        attended_TD = layer.dropout(attended_TD)
         if self.encoded is not None:
             layer = self.block.layer[1]
-            normed_TD = layer.layer_norm(hidden_TD)
+            normed_TD, hidden_TD = add_and_norm(layer.layer_norm, attended_TD, hidden_TD)
             attended_TD = _attend(
                 *(layer.EncDecAttention, normed_TD, self.encoded.hidden_PD),
                 *(self.rows, self.encoded.rows),
                 None,
                 causal=False,
             )
-            hidden_TD = hidden_TD + layer.dropout(attended_TD)
-        out_TD: Tensor = self.block.layer[-1](hidden_TD)
+            attended_TD = layer.dropout(attended_TD)
+        normed_TD, hidden_TD = add_and_norm(feed_forward.layer_norm, attended_TD, hidden_TD)
+        out_TD: Tensor = hidden_TD + feed_forward.dropout(feed_forward.DenseReluDense(normed_TD))
         return out_TD
 
 

@@ -22,6 +22,7 @@ from deepspeed.runtime.zero import GatheredParameters
 
 from ibtrain.batch import Batch
 from ibtrain.config import Recipe, RecipeError, sharding_file
+from ibtrain.kernels import allow_triton
 from ibtrain.model.instructblip import InstructBlip
 from ibtrain.model.language import restore_frequencies
 from ibtrain.model.weights import TensorSource, set_trainable
@@ -145,6 +146,7 @@ def load_model(
         device: where a whole model is put.
     """
     dtype, partitioned = DTYPES[recipe.model.precision], _stage(ds_config) == 3
+    allow_triton(recipe.kernels == "auto")
     with contextlib.ExitStack() as stack:
         stack.enter_context(_no_weight_initialization())
         if partitioned:
@@ -157,6 +159,7 @@ def load_model(
             recipe.model.instruction_aware,
             recipe.model.lora,
             recipe.model.gradient_checkpointing,
+            kernels=recipe.kernels == "auto",
         )
     if not partitioned:
         model.to(device=device, dtype=dtype)

@@ -26,11 +26,6 @@ LENGTHS = (0, 1, 31, 32, 33, 257, 300)
 SEED = (3 << 40) + 12345
 
 
-@pytest.fixture(autouse=True)
-def _triton(monkeypatch):
-    monkeypatch.setenv("IBTRAIN_ATTENTION", "triton")
-
-
 @dataclass(frozen=True)
 class Case:
     queries: tuple[int, ...]

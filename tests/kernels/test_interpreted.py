@@ -14,7 +14,9 @@ import pytest
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("file", sorted(HERE.glob("interpreted_*.py")), ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file", sorted(HERE.parent.rglob("interpreted_*.py")), ids=lambda file: file.stem
+)
 def test_interpreted(file: Path) -> None:
     command = [sys.executable, "-m", "pytest", str(file), "-p", "no:cacheprovider", "-rs"]
     done = subprocess.run(
