@@ -10,12 +10,16 @@ import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ibtrain import machine_facts as facts
 from ibtrain import machine_rows as rows
 from ibtrain.config import ModelSection, Recipe, RecipeError, sharding_file
 from ibtrain.machine_rows import Finding
+
+if TYPE_CHECKING:
+    from ibtrain.kernels.backends import AttentionKind, Choice
+    from ibtrain.model.attentions import Attentions
 
 NAMED_PACKAGES = ("transformers", "deepspeed", "mosaicml-streaming", "peft")
 _CHECKPOINTS = (
@@ -35,17 +39,62 @@ def check(recipe: Recipe | None = None) -> list[Finding]:
         rows.gpus(gpus, torch),
         rows.cuda(torch, len(gpus), driver),
         rows.nccl(torch.nccl, len(gpus)),
-        *attention_findings(recipe),
+        *(() if torch.broken else attention_findings(recipe)),
         *tool_findings(_operators_of(recipe), len(gpus)),
         *host_findings(len(gpus)),
     ]
     return findings if recipe is None else [*findings, *recipe_findings(recipe)]
 
 
-def attention_findings(recipe: Recipe | None) -> list[Finding]:
-    """Which attention kernels work here, and which of them the recipe will get."""
-    del recipe
-    return []
+def attention_findings(recipe: Recipe | None) -> Iterator[Finding]:
+    """The backend of each attention: of the recipe's model, or of the published sizes."""
+    # transformers takes seconds to import, and without it the rest is still worth knowing.
+    try:
+        attentions = _attentions(recipe)
+    except ImportError as error:
+        remedy = "make the packages above whole first"
+        yield Finding("attention", "MISS", f"cannot be told: {error}", remedy)
+        return
+    from ibtrain.kernels import allow_triton
+    from ibtrain.kernels.backends import choose
+
+    allow_triton(recipe is None or recipe.kernels == "auto")
+    try:
+        for name, kind in attentions.items():
+            yield attention_finding(name, kind, choose(kind))
+    except ValueError as error:
+        yield Finding("attention", "MISS", "no backend", str(error))
+    finally:
+        allow_triton(True)
+
+
+def attention_finding(name: str, kind: "AttentionKind", choice: "Choice") -> Finding:
+    """The backend that the table of ibtrain.kernels chooses for one attention, and why."""
+    row, found = f"attention: {name}", f"{choice.backend} for {kind}: {choice.because}"
+    if choice.backend != "sdpa" or kind.device.type == "cpu":
+        return Finding(row, "OK", found)
+    told = "; ".join(f"{backend}: {reason}" for backend, reason in choice.passed_over)
+    return Finding(row, "WARN", found, f"it is padded and masked: slower. Better ones: {told}")
+
+
+def _attentions(recipe: Recipe | None) -> "Attentions":
+    import torch
+
+    import ibtrain.torchvision_mend  # before transformers' own models are imported
+    from ibtrain.model.attentions import attentions_of, attentions_of_the_family
+    from ibtrain.model.base import base_config
+
+    assert ibtrain.torchvision_mend
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    half = recipe is None or recipe.model.precision == "bf16"
+    dtype = torch.bfloat16 if half else torch.float32
+    if recipe is None:
+        return attentions_of_the_family(device, dtype)
+    try:
+        config = base_config(recipe.model)
+    except (ValueError, OSError):  # said by the rows of the base
+        return attentions_of_the_family(device, dtype)
+    return attentions_of(config, recipe.model.train_parts, device, dtype)
 
 
 def package_findings(

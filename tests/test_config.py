@@ -331,5 +331,5 @@ def test_kernels_off_is_a_word_whatever_yaml_makes_of_it(minimal, written):
     recipe = load_recipe(minimal, [f"kernels={written}"])
     assert recipe.kernels == "off"
     assert "kernels: 'off'" in dump_recipe(recipe)
-    with pytest.raises(RecipeError, match="kernels: .*'auto' or 'off'.*found 'on'"):
+    with pytest.raises(RecipeError, match=r"kernels: .*'auto' or 'off'.*found 'on'"):
         load_recipe(minimal, ["kernels='on'"])

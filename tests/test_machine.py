@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from ibtrain import machine
 from ibtrain.cli import main
 from ibtrain.config import Recipe, load_recipe, shipped_recipes
-from ibtrain.machine import Finding
+from ibtrain.kernels.backends import AttentionKind, Backend, Choice
+from ibtrain.machine import Finding, attention_finding, attention_findings
 from ibtrain.machine_facts import Torch
 
 RECIPE = """\
@@ -229,3 +231,40 @@ def test_the_table_is_aligned_and_wrapped():
     assert all(len(line) <= 60 for line in lines)
     assert sum(line.startswith(" " * 6 + "free some") for line in lines) == 1
     assert lines[-1] == "1 OK, 1 WARN, 0 MISS"
+
+
+def kind(**switches) -> AttentionKind:
+    return AttentionKind(torch.device("cuda"), torch.bfloat16, 64, **switches)
+
+
+def test_an_attention_shows_its_backend_and_why():
+    chosen = Choice(Backend.TRITON, "no library takes a bias by distance")
+    assert attention_finding("T5 encoder", kind(bias=True), chosen) == Finding(
+        "attention: T5 encoder",
+        "OK",
+        "triton for head width 64, bfloat16, bias: no library takes a bias by distance",
+    )
+
+
+def test_a_padded_attention_on_a_gpu_is_warned_of_with_what_was_passed_over():
+    passed_over = ((Backend.TRITON, "triton is not installed"),)
+    finding = attention_finding("T5", kind(bias=True), Choice(Backend.SDPA, "why", passed_over))
+    assert finding.status == "WARN"
+    assert finding.remedy == (
+        "it is padded and masked: slower. Better ones: triton: triton is not installed"
+    )
+
+
+def test_the_attentions_of_a_recipe_and_of_the_published_sizes():
+    published = [finding.name for finding in attention_findings(None)]
+    assert published == [
+        f"attention: {name}"
+        for name in (
+            *("vision tower", "Q-Former self", "Q-Former cross"),
+            *("Llama", "T5 encoder", "T5 decoder", "T5 cross"),
+        )
+    ]
+    recipe = load_recipe("toy-base", ["kernels=off"])
+    rows = {finding.name: finding for finding in attention_findings(recipe)}
+    assert "float32" in rows["attention: vision tower"].found
+    assert all(row.status == "OK" for row in rows.values())

@@ -1,4 +1,4 @@
-"""The whole tiny InstructBLIP with every kernel on, under Triton's interpreter, against kernels off.
+"""The whole tiny InstructBLIP with every kernel on, under Triton's interpreter, against off.
 
 Run by tests/kernels/test_interpreted.py in a process of its own (TRITON_INTERPRET=1).
 """
