@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def variants_by_name() -> dict[str, Any]:
     """Everything that the dispatch can launch."""
-    from ibtrain.kernels.triton_attention_launch import attention_variants
+    from ibtrain.kernels.triton_attention_variants import attention_variants
     from ibtrain.kernels.triton_elementwise import elementwise_variants
 
     return {variant.name: variant for variant in attention_variants() + elementwise_variants()}

@@ -238,3 +238,51 @@ def test_what_does_not_fit_is_named(arguments, said):
     call()
     with pytest.raises(ValueError, match=said):
         call(**arguments)
+
+
+ROWS = torch.zeros(4, 2, 8)
+PLACES = torch.tensor([0, 1, 4])
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (
+            {"key": ROWS.half()},
+            "the dtypes differ: query torch.float32, key torch.float16, value torch.float32",
+        ),
+        ({"query": ROWS.int(), "key": ROWS.int(), "value": ROWS.int()}, "attention of torch.int32"),
+        ({"cu_query": PLACES.float()}, r"cu_query is torch.float32 of shape \(3,\)"),
+        ({"cu_key": PLACES[None]}, r"cu_key is torch.int64 of shape \(1, 3\)"),
+        (
+            {"cu_key": PLACES.to("meta")},
+            "different devices: query on cpu, key on cpu, value on cpu, cu_query on cpu, cu_key on "
+            "meta",
+        ),
+        ({"value": ROWS.to("meta")}, "query on cpu, key on cpu, value on meta"),
+        ({"rel_bias": torch.zeros(2, 3, device="meta")}, "cu_key on cpu, rel_bias on meta"),
+        ({"dropout_p": 0.5, "seed": torch.zeros(1, device="meta")}, "cpu, seed on meta"),
+        ({"dropout_p": 1.0}, "dropout_p is 1.0; it must be at least 0 and below 1"),
+        ({"dropout_p": -0.1}, "dropout_p is -0.1"),
+    ],
+)
+def test_what_is_mixed_up_is_named_with_what_was_found(changed, said):
+    given = {
+        **{"query": ROWS, "key": ROWS, "value": ROWS, "cu_query": PLACES, "cu_key": PLACES},
+        **{"dropout_p": 0.0, "seed": None, "rel_bias": None},
+    }
+    names = ("query", "key", "value", "cu_query", "cu_key")
+
+    def attend(given):
+        options = {name: value for name, value in given.items() if name not in names}
+        return varlen_attention(*(given[name] for name in names), 3, 3, **options)
+
+    attend(given)
+    with pytest.raises(ValueError, match=said):
+        attend(given | changed)
+
+
+def test_places_in_64_bits_are_as_good():
+    query = torch.randn(4, 2, 8)
+    both = [varlen_attention(query, query, query, *[p] * 2, 3, 3) for p in (PLACES, PLACES.int())]
+    assert torch.equal(*both)
