@@ -163,6 +163,12 @@ def test_many_queries_of_a_single_key(dtype):
     check(Case((257, 40), (1, 66), 2, 2, 88, dtype, reach=4))
 
 
+@pytest.mark.parametrize("further", [31, 62, 63, 64, 127])
+def test_the_causal_edge_at_the_edge_of_a_block(further):
+    """Keys that are `further` more than queries: the first row's last key ends a block, or not."""
+    check(Case((140,), (140 + further,), 1, 1, 64, torch.float16, causal=True))
+
+
 def test_forty_heads_with_one_key_head():
     check(Case((32,), (33,), 40, 1, 64))
 
