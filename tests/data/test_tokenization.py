@@ -106,16 +106,18 @@ def t5(tiny_processor, tmp_path_factory) -> InstructionTokenizer:
     """A T5's tokenizer in the place of the Llama's: it ends what it reads and begins nothing."""
     directory = tmp_path_factory.mktemp("t5")
     (directory / "corpus.txt").write_text(CORPUS)
+    (directory / "trained").mkdir()
     sentencepiece.SentencePieceTrainer.train(
         input=str(directory / "corpus.txt"),
-        model_prefix=str(directory / "spiece"),
+        model_prefix=str(directory / "trained" / "spiece"),
         vocab_size=60,
         hard_vocab_limit=False,
         **{"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1, "minloglevel": 2},
     )
     base = directory / "base"
     shutil.copytree(tiny_processor / "qformer_tokenizer", base / "qformer_tokenizer")
-    T5TokenizerFast(str(directory / "spiece.model"), extra_ids=4).save_pretrained(base)
+    tokenizer = T5TokenizerFast.from_pretrained(directory / "trained", extra_ids=4)
+    tokenizer.save_pretrained(base)
     return InstructionTokenizer.from_directory(base, max_instruction_tokens=8, max_answer_tokens=3)
 
 

@@ -71,9 +71,13 @@ def _language_tokenizer(corpus: Path, scratch: Path) -> LlamaTokenizerFast:
         num_threads=1,
         minloglevel=2,
     )
-    (scratch / "tokenizer.model").write_bytes(model.getvalue())
-    slow = LlamaTokenizer(
-        str(scratch / "tokenizer.model"),
+    trained = scratch / "sentencepiece"
+    trained.mkdir()
+    (trained / "tokenizer.model").write_bytes(model.getvalue())
+    # By its directory: transformers 5's constructor takes pieces and merges, not a file.
+    tokenizer = LlamaTokenizer.from_pretrained(
+        trained,
+        add_bos_token=True,
         truncation_side="left",
         legacy=True,
         bos_token="</s>",
@@ -81,9 +85,9 @@ def _language_tokenizer(corpus: Path, scratch: Path) -> LlamaTokenizerFast:
         unk_token="</s>",
         model_max_length=MAXIMUM_LENGTH,
     )
-    slow.add_special_tokens({"pad_token": "[PAD]"})
-    slow.add_tokens([_IMAGE_TOKEN], special_tokens=True)
-    slow.save_pretrained(scratch / "language")
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.add_tokens([_IMAGE_TOKEN], special_tokens=True)
+    tokenizer.save_pretrained(scratch / "language")
     return LlamaTokenizerFast.from_pretrained(scratch / "language")
 
 
