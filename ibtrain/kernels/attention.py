@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ibtrain.kernels import libraries
 from ibtrain.kernels.backends import AttentionKind, Backend, choose
+from ibtrain.kernels.packed import Packed
 from ibtrain.kernels.sdpa import padded_attention
 
 # torch prefers cuDNN's attention on Hopper. It builds a plan for every new shape (0.44 s
@@ -96,28 +97,22 @@ def varlen_attention(
     )
     scale = query_THK.shape[-1] ** -0.5 if scale is None else scale
     places = (cu_query.to(torch.int32), cu_key.to(torch.int32))
-    inputs = (query_THK, key_SGK, value_SGK, *places, max_query, max_key)
+    packed = Packed(query_THK, key_SGK, value_SGK, *places, max_query, max_key)
     match choose(kind).backend:
         case Backend.TRITON:
-            return _triton(*inputs, causal, scale, rel_bias, dropout_p, seed)
+            return _triton(packed, causal, scale, rel_bias, dropout_p, seed)
         case Backend.TORCH_VARLEN:
-            return libraries.torch_varlen(*inputs, causal=causal, scale=scale)
+            return libraries.torch_varlen(packed, causal=causal, scale=scale)
         case Backend.FLASH:
-            return libraries.flash(*inputs, causal=causal, scale=scale, dropout_p=dropout_p)
+            return libraries.flash(packed, causal=causal, scale=scale, dropout_p=dropout_p)
         case Backend.SDPA:
             return padded_attention(
-                *inputs, causal=causal, scale=scale, rel_bias=rel_bias, dropout_p=dropout_p
+                packed, causal=causal, scale=scale, rel_bias=rel_bias, dropout_p=dropout_p
             )
 
 
 def _triton(
-    query_THK: Tensor,
-    key_SGK: Tensor,
-    value_SGK: Tensor,
-    cu_query: Tensor,
-    cu_key: Tensor,
-    max_query: int,
-    max_key: int,
+    packed: Packed,
     causal: bool,
     scale: float,
     rel_bias: Tensor | None,
@@ -132,14 +127,11 @@ def _triton(
         seed = None
     elif seed is None:
         # On the device: nothing waits, and torch's generator there is the one that is put back.
-        seed = torch.randint(2**62, (1,), device=query_THK.device)
+        seed = torch.randint(2**62, (1,), device=packed.query_THK.device)
     elif not isinstance(seed, Tensor):
-        seed = torch.tensor([seed], dtype=torch.int64, device=query_THK.device)
+        seed = torch.tensor([seed], dtype=torch.int64, device=packed.query_THK.device)
     out: Tensor
-    out, _ = attention(
-        *(query_THK, key_SGK, value_SGK, cu_query, cu_key, max_query, max_key),
-        *(causal, scale, rel_bias, dropout_p, seed),
-    )
+    out, _ = attention(*packed, causal, scale, rel_bias, dropout_p, seed)
     return out
 
 

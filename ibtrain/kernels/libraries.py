@@ -1,7 +1,6 @@
 """Attention from libraries that may not be there: the one file that imports them.
 
-Shapes: T packed query rows, S packed key rows, B sequences, H query heads, G key heads,
-K head width.
+Shapes: T packed query rows, H query heads, K head width.
 """
 
 import functools
@@ -12,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from ibtrain.kernels.packed import Packed
 
 OLDEST_CARD = (8, 0)
 Attention = Callable[..., Any]
@@ -31,13 +32,7 @@ def why_not(name: str, device: torch.device) -> str:
 
 
 def torch_varlen(
-    query_THK: Tensor,
-    key_SGK: Tensor,
-    value_SGK: Tensor,
-    cu_query: Tensor,
-    cu_key: Tensor,
-    max_query: int,
-    max_key: int,
+    packed: Packed,
     *,
     causal: bool,
     scale: float,
@@ -52,31 +47,24 @@ def torch_varlen(
         if "window_size" in accepted
         else {"is_causal": causal}
     )
-    heads, key_heads = query_THK.shape[1], key_SGK.shape[1]
-    if heads != key_heads and "enable_gqa" in accepted:
+    if packed.group > 1 and "enable_gqa" in accepted:
         options["enable_gqa"] = True
-    elif heads != key_heads:
-        key_SGK, value_SGK = (
-            rows.repeat_interleave(heads // key_heads, dim=1) for rows in (key_SGK, value_SGK)
+    elif packed.group > 1:
+        packed = packed._replace(
+            key_SGK=packed.key_SGK.repeat_interleave(packed.group, dim=1),
+            value_SGK=packed.value_SGK.repeat_interleave(packed.group, dim=1),
         )
+    usual = packed.query_THK.shape[-1] ** -0.5
     if "scale" in accepted:
         options["scale"] = scale
-    elif scale != query_THK.shape[-1] ** -0.5:
-        query_THK = query_THK * (scale * query_THK.shape[-1] ** 0.5)
-    out: Tensor = attend(
-        query_THK, key_SGK, value_SGK, cu_query, cu_key, max_query, max_key, **options
-    )
+    elif scale != usual:
+        packed = packed._replace(query_THK=packed.query_THK * (scale / usual))
+    out: Tensor = attend(*packed, **options)
     return out
 
 
 def flash(
-    query_THK: Tensor,
-    key_SGK: Tensor,
-    value_SGK: Tensor,
-    cu_query: Tensor,
-    cu_key: Tensor,
-    max_query: int,
-    max_key: int,
+    packed: Packed,
     *,
     causal: bool,
     scale: float,
@@ -85,12 +73,7 @@ def flash(
     """The flash-attn package's packed attention: [T, H, K]."""
     attend, _ = _found("flash")
     assert attend is not None
-    out: Tensor = attend(
-        *(query_THK, key_SGK, value_SGK, cu_query, cu_key, max_query, max_key),
-        dropout_p=dropout_p,
-        softmax_scale=scale,
-        causal=causal,
-    )
+    out: Tensor = attend(*packed, dropout_p=dropout_p, softmax_scale=scale, causal=causal)
     return out
 
 

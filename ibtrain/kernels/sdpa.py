@@ -13,15 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ibtrain.kernels.packed import Packed
+
 
 def padded_attention(
-    query_THK: Tensor,
-    key_SGK: Tensor,
-    value_SGK: Tensor,
-    cu_query: Tensor,
-    cu_key: Tensor,
-    max_query: int,
-    max_key: int,
+    packed: Packed,
     *,
     causal: bool,
     scale: float,
@@ -29,24 +25,14 @@ def padded_attention(
     dropout_p: float,
 ) -> Tensor:
     """As `ibtrain.kernels.varlen_attention`, which checks everything: [T, H, K]."""
-    sequences = cu_query.numel() - 1
-    uniform = (
-        sequences * max_query == query_THK.shape[0] and sequences * max_key == key_SGK.shape[0]
-    )
-    options: dict[str, Any] = {
-        "dropout_p": dropout_p,
-        "scale": scale,
-        "enable_gqa": query_THK.shape[1] != key_SGK.shape[1],
-    }
-    bias_Hqk = None if rel_bias is None else _bias_by_distance(rel_bias, max_query, max_key)
-    if uniform and not (causal and max_query != max_key):
-        return _uniform(query_THK, key_SGK, value_SGK, sequences, causal, bias_Hqk, options)
-    return _padded(
-        *(query_THK, key_SGK, value_SGK, cu_query, cu_key, max_query, max_key),
-        causal,
-        bias_Hqk,
-        options,
-    )
+    queries, keys = packed.max_query, packed.max_key
+    whole = (packed.sequences * queries, packed.sequences * keys)
+    uniform = whole == (packed.query_THK.shape[0], packed.key_SGK.shape[0])
+    options = {"dropout_p": dropout_p, "scale": scale, "enable_gqa": packed.group > 1}
+    bias_Hqk = None if rel_bias is None else _bias_by_distance(rel_bias, queries, keys)
+    if uniform and not (causal and queries != keys):
+        return _uniform(packed, causal, bias_Hqk, options)
+    return _padded(packed, causal, bias_Hqk, options)
 
 
 def _bias_by_distance(rel_bias: Tensor, max_query: int, max_key: int) -> Tensor:
@@ -59,20 +45,14 @@ def _bias_by_distance(rel_bias: Tensor, max_query: int, max_key: int) -> Tensor:
 
 
 def _uniform(
-    query_THK: Tensor,
-    key_SGK: Tensor,
-    value_SGK: Tensor,
-    sequences: int,
-    causal: bool,
-    bias_Hqk: Tensor | None,
-    options: dict[str, Any],
+    packed: Packed, causal: bool, bias_Hqk: Tensor | None, options: dict[str, Any]
 ) -> Tensor:
     """All sequences are equally long: packing is a reshape and no padding is needed."""
     query, key, value = (
-        rows.unflatten(0, (sequences, rows.shape[0] // sequences if sequences else 0)).transpose(
-            1, 2
+        rows.unflatten(0, (packed.sequences, longest)).transpose(1, 2)
+        for rows, longest in zip(
+            packed[:3], (packed.max_query, packed.max_key, packed.max_key), strict=True
         )
-        for rows in (query_THK, key_SGK, value_SGK)
     )
     if bias_Hqk is not None:
         bias_Hqk = bias_Hqk.to(query.dtype)
@@ -86,19 +66,11 @@ def _uniform(
 
 
 def _padded(
-    query_THK: Tensor,
-    key_SGK: Tensor,
-    value_SGK: Tensor,
-    cu_query: Tensor,
-    cu_key: Tensor,
-    max_query: int,
-    max_key: int,
-    causal: bool,
-    bias_Hqk: Tensor | None,
-    options: dict[str, Any],
+    packed: Packed, causal: bool, bias_Hqk: Tensor | None, options: dict[str, Any]
 ) -> Tensor:
     """Sequences of different lengths: laid out in a padded block for SDPA and taken back."""
-    sequences = cu_query.numel() - 1
+    query_THK, key_SGK, value_SGK, cu_query, cu_key, max_query, max_key = packed
+    sequences = packed.sequences
     query_slots = _slots(cu_query, max_query, query_THK.shape[0])
     key_slots = query_slots if cu_key is cu_query else _slots(cu_key, max_key, key_SGK.shape[0])
     query = _pad(query_THK, query_slots, sequences * max_query)

@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from ibtrain.kernels import libraries, varlen_attention
+from ibtrain.kernels.packed import Packed
 from ibtrain.kernels.sdpa import padded_attention
 
 
 def attend(query, key, value, cu_query, cu_key, max_query, max_key, causal, scale):
     return padded_attention(
-        *(query, key, value, cu_query, cu_key, max_query, max_key),
+        Packed(query, key, value, cu_query, cu_key, max_query, max_key),
         causal=causal,
         scale=query.shape[-1] ** -0.5 if scale is None else scale,
         rel_bias=None,
@@ -56,7 +57,8 @@ def test_each_version_is_called_as_it_wants(monkeypatch, library, key_heads, cau
     options = {"dropout_p": 0.0} if library is flash_attn else {}
     wanted = varlen_attention(query, key, value, rows, rows, 5, 5, causal=causal, scale=scale)
     scale = 8**-0.5 if scale is None else scale
-    got = call(query, key, value, rows, rows, 5, 5, causal=causal, scale=scale, **options)
+    packed = Packed(query, key, value, rows, rows, 5, 5)
+    got = call(packed, causal=causal, scale=scale, **options)
     torch.testing.assert_close(got, wanted)
 
 
