@@ -122,8 +122,8 @@ def test_verdicts(bench):
     assert bandwidth.state == "missed"
     assert bandwidth.lines()[0].startswith("missed (1 of 2): ")
     assert bandwidth.lines()[1:] == [
-        "    missed   0.70  rope, forward",
-        "    met      0.90  norm, forward",
+        "    missed   0.700  rope, forward",
+        "    met      0.900  norm, forward",
     ]
     assert (choice.state, choice.figures) == ("missed", {"T5, forward": 1.0, "Llama, forward": 0.8})
     rows[1].milliseconds, rows[2].milliseconds = 0.9, 1.4
@@ -189,3 +189,10 @@ def test_the_clock_on_a_gpu_times_the_run_alone(bench, monkeypatch):
     taken, _ = clock.measure(later, lambda: later(7.0) or 2.0)
     assert taken == pytest.approx(2.0)
     assert len(asleep) == 20 and not clock.flush.any()
+
+
+def test_words_that_no_shape_has(bench, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        bench.main(["--only", "mamba"])
+    assert stopped.value.code == 2
+    assert "no shape's name has --only 'mamba' in it" in capsys.readouterr().err
