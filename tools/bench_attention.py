@@ -24,6 +24,9 @@ work        FLOPs of the tokens themselves, whoever pads: 4 * head width for eac
 limit       the larger of FLOPs / the rate of a large matmul and bytes / the bandwidth of a large
             copy, both measured at the start; "of limit" is that time over the time taken.
 
+attention.json: date, arguments, commit, device, dtype, seed, hardware, versions, limits, notes,
+rows (see `Row`), choices (the dispatch's, and why), left_out, and verdicts (see `Verdict`).
+
 Exit code 1 where a result is wrong or a backend of ibtrain fails; a missed target is none. Without
 a GPU it runs the same code on small shapes on the CPU, and says so.
 """
@@ -69,6 +72,7 @@ FORWARD, BACKWARD, BOTH = "forward", "backward", "forward+backward"
 REACH = 128  # of T5's relative bias
 PACKED_ROWS = 4096
 COMPILING = 25  # seconds that must be left when a compilation begins
+GIT = ("git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
 FLAVOURS = {
     "sdpa-flash": SDPBackend.FLASH_ATTENTION,
     "sdpa-efficient": SDPBackend.EFFICIENT_ATTENTION,
@@ -153,11 +157,8 @@ def shapes() -> list[Shape]:
         return Shape(name, "Q-Former", 12, 64, lengths, lengths, dropout=dropout, quick=quick)
 
     def cross_attention(dropout: float) -> Shape:
-        name, lengths = (
-            f"Q-Former cross 32x257, dropout {dropout:g}",
-            ((32,) * images, (257,) * images),
-        )
-        return Shape(name, "Q-Former", 12, 64, *lengths, dropout=dropout)
+        name, rest = f"Q-Former cross 32x257, dropout {dropout:g}", ("Q-Former", 12, 64)
+        return Shape(name, *rest, (32,) * images, (257,) * images, dropout=dropout)
 
     def llama(name: str, heads: int, quick: bool = False) -> Shape:
         return Shape(name, "Llama", heads, 128, samples, samples, causal=True, quick=quick)
@@ -279,7 +280,7 @@ class Verdict:
         kept = [value >= self.need for value in self.figures.values()]
         count = f" ({sum(kept)} of {len(kept)})" if kept else ""
         each = (
-            f"    {'met   ' if value >= self.need else 'missed'} {value:6.2f}  {name}"
+            f"    {'met   ' if value >= self.need else 'missed'} {value:7.3f}  {name}"
             for name, value in sorted(self.figures.items(), key=lambda item: item[1])
         )
         return [f"{self.state}{count}: {self.target}", *each]
@@ -314,25 +315,20 @@ def verdicts(rows: list[Row]) -> list[Verdict]:
         for row in rows
         if row.kind == "elementwise" and row.contender == ours and row.of_copy_bandwidth
     }
-    return [
-        Verdict(
+    targets = (
+        (
             "triton at least 1.5 times as fast as padded memory-efficient SDPA at the Q-Former's "
-            "shapes and T5's with bias",
-            *(1.5, against_padded),
+            "shapes and T5's with bias"
         ),
-        Verdict(
-            "triton at least as fast as the best of the others wherever it is dispatched",
-            *(1.0, against_best),
+        "triton at least as fast as the best of the others wherever it is dispatched",
+        "triton's elementwise kernels at 80 % or more of the copy bandwidth",
+        (
+            "the dispatch's choice nowhere more than 5 % slower than the best backend (the best "
+            "backend's time / the choice's)"
         ),
-        Verdict(
-            "triton's elementwise kernels at 80 % or more of the copy bandwidth", 0.8, bandwidth
-        ),
-        Verdict(
-            "the dispatch's choice nowhere more than 5 % slower than the best backend "
-            "(best backend's time / the choice's)",
-            *(1 / 1.05, against_backends),
-        ),
-    ]
+    )
+    figures = (against_padded, against_best, bandwidth, against_backends)
+    return list(map(Verdict, targets, (1.5, 1.0, 0.8, 1 / 1.05), figures))
 
 
 class Clock:
@@ -397,6 +393,7 @@ class Problem:
 
     def __init__(self, shape: Shape, device: torch.device, dtype: torch.dtype) -> None:
         self.shape, self.device = shape, device
+        self._expected: dict[float, tuple[Tensor, ...]] = {}
         generator = torch.Generator(device).manual_seed(SEED)
 
         def draw(*size: int) -> Tensor:
@@ -419,15 +416,9 @@ class Problem:
 
     def expected(self, dropout: float) -> tuple[Tensor, ...]:
         """Output and gradients of query, key and value in fp64."""
-        return self._undropped if dropout == 0.0 else self._dropped
-
-    @functools.cached_property
-    def _undropped(self) -> tuple[Tensor, ...]:
-        return self._computed(0.0)
-
-    @functools.cached_property
-    def _dropped(self) -> tuple[Tensor, ...]:
-        return self._computed(self.shape.dropout)
+        if dropout not in self._expected:
+            self._expected[dropout] = self._computed(dropout)
+        return self._expected[dropout]
 
     def _computed(self, dropout: float) -> tuple[Tensor, ...]:
         leaves = [x.double().requires_grad_() for x in (self.query, self.key, self.value)]
@@ -558,9 +549,9 @@ def compiled_contender(problem: Problem, dtype: torch.dtype) -> Contender:
 
 
 def error(found: Tensor, expected: Tensor) -> float:
-    """||found - expected|| / ||expected||; what is no number is infinitely wrong."""
+    """||found - expected|| / ||expected||; 1e30 (JSON knows no infinity) for what is no number."""
     value = ((found.double() - expected).norm() / expected.norm()).item()
-    return value if math.isfinite(value) else math.inf
+    return value if math.isfinite(value) else 1e30
 
 
 class Bench:
@@ -588,33 +579,26 @@ class Bench:
         copy, _ = self.clock.measure(lambda _: target.copy_(source))
         return 2 * side**3 / (matmul / 1e3), 2 * size / (copy / 1e3)
 
-    def attention(self, shape: Shape) -> None:
-        """All contenders but the compiled one at `shape`."""
+    def attention(self, shape: Shape, with_compiled: bool) -> None:
+        """All contenders at `shape` but the compiled one, or that one alone."""
         picked = choose(shape.kind(self.device, self.dtype))
         self.choices[shape.name] = {
             "backend": picked.backend.value,
             "because": picked.because,
             "passed_over": [list(each) for each in picked.passed_over],
         }
-        names = [*(backend.value for backend in Backend), *FLAVOURS]
 
         def prepare() -> tuple[Problem, list[Contender]]:
             problem = Problem(shape, self.device, self.dtype)
+            if with_compiled:
+                return problem, [compiled_contender(problem, self.dtype)]
             return problem, contenders(problem, self.dtype)
 
-        problem, found = self._attempt(shape, names, prepare, 5) or (None, [])
+        margin = COMPILING if with_compiled else 5
+        names = ["compiled"] if with_compiled else [*(each.value for each in Backend), *FLAVOURS]
+        problem, found = self._attempt(shape, names, prepare, margin) or (None, [])
         for contender in found:
-            self._attention(problem, contender, margin=5)
-
-    def compiled_attention(self, shape: Shape) -> None:
-        """The compiled contender at `shape`."""
-
-        def prepare() -> tuple[Problem, Contender]:
-            problem = Problem(shape, self.device, self.dtype)
-            return problem, compiled_contender(problem, self.dtype)
-
-        if prepared := self._attempt(shape, ["compiled"], prepare, COMPILING):
-            self._attention(*prepared, margin=COMPILING)
+            self._attention(problem, contender, margin)
 
     def _attention(self, problem: Problem, contender: Contender, margin: float) -> None:
         shape, name = problem.shape, contender.name
@@ -682,7 +666,8 @@ class Bench:
         if dropout and contender.name != Backend.TRITON:
             # Drawn from torch's generator. On random values, dropping moves a result by a known
             # part of its length: the output, and the values' gradient (the last one).
-            exactly = set() if is_compiled else {0.0}  # compiling it twice would cost too much
+            # The compiled one is held to fp64 where nothing is dropped: it would compile twice.
+            exactly = set() if is_compiled else {0.0}
             found, expected = results(dropout), problem.expected(0.0)
             moved, by = math.sqrt(dropout / (1 - dropout)), {"output": 0, "value gradient": 3}
             for what, place in by.items():
@@ -709,16 +694,14 @@ class Bench:
 
     def elementwise(self, operation: Operation, with_compiled: bool) -> None:
         """Ours and the plain reference, or the reference under torch.compile, forward and back."""
-        missing = why_not_on(self.device)
         jobs = {"triton": operation.ours, "plain": operation.plain}
-        if with_compiled:
-            jobs = {"compiled": None}
-        for name, function in jobs.items():
-            if name == "triton" and missing:
+        margin = COMPILING if with_compiled else 5
+        for name, function in {"compiled": None}.items() if with_compiled else jobs.items():
+            if name == "triton" and (missing := why_not_on(self.device)):
                 self._note(operation, [name], "cannot", missing)
                 continue
             measured = functools.partial(self._elementwise, operation, name, function)
-            self._attempt(operation, [name], measured, margin=COMPILING if with_compiled else 5)
+            self._attempt(operation, [name], measured, margin)
 
     def _elementwise(
         self, operation: Operation, name: str, function: Callable[..., Any] | None
@@ -728,13 +711,12 @@ class Bench:
             torch.randn(size, device=self.device).to(self.dtype).requires_grad_()
             for size in operation.leaves
         ]
-        constants = [
-            self._moved(each, self.dtype) if isinstance(each, Tensor) else each
-            for each in operation.constants()
-        ]
+        constants = [_cast(each, self.dtype, self.device) for each in operation.constants()]
         attend = function or compiled(operation.plain)
         exact_leaves = [each.detach().double().requires_grad_() for each in leaves]
-        exact = _tuple(operation.plain(*exact_leaves, *(_double(each) for each in constants)))
+        exact = _tuple(
+            operation.plain(*exact_leaves, *(_cast(each, torch.float64) for each in constants))
+        )
         gradients = [torch.randn_like(each).to(self.dtype) for each in exact]
         exact_gradients = torch.autograd.grad(
             exact, exact_leaves, [each.double() for each in gradients]
@@ -765,9 +747,6 @@ class Bench:
         ):
             timed = self._figures(operation, passes, *run)
             self._note(operation, [name], "measured", passes=[passes], **facts, **timed)
-
-    def _moved(self, each: Tensor, dtype: torch.dtype) -> Tensor:
-        return each.to(self.device, dtype if each.is_floating_point() else None)
 
     def _figures(
         self, of: Shape | Operation, passes: str, taken: float, host: float
@@ -816,7 +795,7 @@ class Bench:
         except Exception as failure:  # noqa: BLE001  (others' code: whatever it raises is a row)
             lines = str(failure).strip().splitlines() or [""]
             refused = any(words in lines[0] for words in REFUSALS) and names[0] in FLAVOURS
-            told = f"{type(failure).__name__}: {lines[0][:160]}"
+            told = f"{type(failure).__name__}: {lines[0][:160].replace('|', '/')}"
             self._note(of, names, "cannot" if refused else "failed", told)
         try:
             self.clock._wait()
@@ -830,8 +809,11 @@ def _tuple(out: Any) -> tuple[Tensor, ...]:
     return out if isinstance(out, tuple) else (out,)
 
 
-def _double(each: Any) -> Any:
-    return each.double() if isinstance(each, Tensor) and each.is_floating_point() else each
+def _cast(each: Any, dtype: torch.dtype, device: torch.device | None = None) -> Any:
+    """A tensor elsewhere and, unless it holds integers, of another dtype; a number as it is."""
+    if not isinstance(each, Tensor):
+        return each
+    return each.to(device or each.device, dtype if each.is_floating_point() else None)
 
 
 HEADS = {
@@ -933,7 +915,7 @@ def picture(rows: list[Row], title: str, path: Path) -> str:
     columns = min(4, len(panels))
     lines = -(-len(panels) // columns)
     figure, axes = pyplot.subplots(
-        *(lines, columns), figsize=(4.6 * columns, 2.6 * lines + 0.6), squeeze=False
+        *(lines, columns), figsize=(4.6 * columns, 3 * lines + 0.6), squeeze=False
     )
     for place in axes.flat[len(panels) :]:
         place.axis("off")
@@ -967,7 +949,7 @@ def picture(rows: list[Row], title: str, path: Path) -> str:
         "bandwidth); orange: Triton; *: dispatched",
         fontsize=9,
     )
-    figure.tight_layout(rect=(0, 0, 1, 1 - 0.3 / (2.6 * lines + 0.6)))
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.2 / (3 * lines + 0.6)))
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
     return ""
@@ -1038,19 +1020,22 @@ def on_cpu(shape: Shape) -> Shape:
 
 def main(arguments: list[str] | None = None) -> int:
     """Measures, prints, writes, and returns the exit code."""
-    parsed = _parser().parse_args(arguments)
+    parser = _parser()
+    parsed = parser.parse_args(arguments)
+    asked = " ".join(sys.argv[1:] if arguments is None else arguments)
     os.environ.pop(ENVIRONMENT, None)
     warnings.filterwarnings("ignore")  # SDPA warns of every flavour that refuses
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cuda = device.type == "cuda"
     torch.manual_seed(SEED)
-    bench = Bench(
-        device, DTYPES[parsed.dtype], parsed.minutes if cuda else min(0.9, parsed.minutes)
-    )
+    if not any(parsed.only.lower() in each.name.lower() for each in (*shapes(), *operations())):
+        parser.error(f"no shape's name has --only {parsed.only!r} in it")
+    minutes = parsed.minutes if cuda else min(0.9, parsed.minutes)
+    bench = Bench(device, DTYPES[parsed.dtype], minutes)
     report: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "arguments": " ".join(sys.argv[1:] if arguments is None else arguments),
-        "commit": parsed.commit or _told_by("git", "rev-parse", "HEAD"),
+        "arguments": asked.replace(str(parsed.out), "DIR") if parsed.out else asked,
+        "commit": parsed.commit or _told_by(*GIT),
         "device": device.type,
         "dtype": parsed.dtype,
         "seed": SEED,
@@ -1084,13 +1069,13 @@ def _jobs(
     attentions = [each if cuda else on_cpu(each) for each in shapes() if wanted(each)]
     elements = [each for each in operations(PACKED_ROWS if cuda else 256) if wanted(each)]
     for shape in attentions:
-        yield shape.name, functools.partial(bench.attention, shape)
+        yield shape.name, functools.partial(bench.attention, shape, False)
     for each in elements:
         yield each.name, functools.partial(bench.elementwise, each, False)
     for each in elements:
         yield f"{each.name}, compiled", functools.partial(bench.elementwise, each, True)
     for shape in attentions:
-        yield f"{shape.name}, compiled", functools.partial(bench.compiled_attention, shape)
+        yield f"{shape.name}, compiled", functools.partial(bench.attention, shape, True)
 
 
 def _conclude(report: dict[str, Any], bench: Bench, out: Path | None) -> int:
