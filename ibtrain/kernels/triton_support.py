@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import os
 
 import torch
 
@@ -25,7 +26,8 @@ def interpreted() -> bool:
 
 @functools.cache
 def _interpreted() -> bool:
-    if importlib.util.find_spec("triton") is None:
+    # Importing triton loads a compiler: not for nothing, in every process of a run on a CPU.
+    if not os.environ.get("TRITON_INTERPRET") or importlib.util.find_spec("triton") is None:
         return False
     from triton import knobs
 

@@ -74,7 +74,9 @@ def _language_tokenizer(corpus: Path, scratch: Path) -> LlamaTokenizerFast:
     trained = scratch / "sentencepiece"
     trained.mkdir()
     (trained / "tokenizer.model").write_bytes(model.getvalue())
-    # By its directory: transformers 5's constructor takes pieces and merges, not a file.
+    # By its directory: transformers 5's constructor takes pieces and merges, not a file. Its class
+    # is said there, or transformers 4.57 guesses another and warns.
+    (trained / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
     tokenizer = LlamaTokenizer.from_pretrained(
         trained,
         add_bos_token=True,
