@@ -109,7 +109,7 @@ def package_findings(
     yield rows.torchvision(wanted.pop("torchvision", ""), version, error)
     for name in NAMED_PACKAGES:
         yield rows.package(name, wanted.pop(name, ""), facts.installed(name))
-    yield rows.triton(facts.installed("triton"), gpus)
+    yield rows.triton(wanted.pop("triton", ""), facts.installed("triton"), gpus)
     if wanted:
         yield rows.other_packages({name: facts.installed(name) for name in wanted}, wanted)
 

@@ -89,14 +89,13 @@ def torchvision(wanted: str, version: str | None, error: str | None) -> Finding:
     return package("torchvision", wanted, version)
 
 
-def triton(version: str | None, gpus: int) -> Finding:
+def triton(wanted: str, version: str | None, gpus: int) -> Finding:
     """triton, which torch's GPU builds bring along."""
-    if version is not None:
-        return Finding("triton", "OK", version)
-    if gpus:
-        return Finding("triton", "MISS", "not installed", "pip install triton")
-    why = "on a CPU only the kernels' tests need it: pip install triton"
-    return Finding("triton", "WARN", "not installed", why)
+    row = package("triton", wanted, version)
+    if version is not None or gpus:
+        return row
+    why = f"on a CPU only the kernels' tests need it: {row.remedy}"
+    return Finding("triton", "WARN", row.found, why)
 
 
 def other_packages(versions: dict[str, str | None], wanted: dict[str, str]) -> Finding:

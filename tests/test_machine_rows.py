@@ -80,9 +80,20 @@ def test_torchvision():
 
 
 def test_triton_is_needed_on_a_gpu():
-    assert status(rows.triton("3.7.1", 0)) == "OK"
-    assert status(rows.triton(None, 0)) == "WARN"
-    assert status(rows.triton(None, 1)) == "MISS"
+    assert status(rows.triton(">=3.7,<3.8", "3.7.1", 0)) == "OK"
+    assert rows.triton(">=3.7,<3.8", "3.9.0", 1) == Finding(
+        "triton",
+        "WARN",
+        "3.9.0; tested with >=3.7,<3.8",
+        "pip install 'triton>=3.7,<3.8'",
+    )
+    assert rows.triton(">=3.7,<3.8", None, 0) == Finding(
+        "triton",
+        "WARN",
+        "not installed",
+        "on a CPU only the kernels' tests need it: pip install 'triton>=3.7,<3.8'",
+    )
+    assert status(rows.triton("", None, 1)) == "MISS"
 
 
 def test_other_packages_share_a_row():
