@@ -8,8 +8,8 @@ Writes an InstructBLIP of random weights of the given size, once, in as many fil
 ones have (4; the 13B has 6); starts the ranks of each loader in processes of their own (gloo, on
 the CPU), and reports each rank's largest resident memory (read every 5 ms) before and during the
 load, what of it was anonymous, and its partition, which stays. Of the repeats the one with the
-median peak counts: transformers' peak differs by up to a third from run to run, as its heap happens to
-break up; ours by a hundredth.
+median peak counts: transformers' peak differs by up to a third from run to run, as its heap
+happens to break up; ours by a hundredth.
 
 Ratios, ours to transformers'; below 1 is less memory:
 
