@@ -7,6 +7,8 @@ os.environ["DS_ACCELERATOR"] = "cpu"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import ibtrain.torchvision_mend  # isort: skip
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,16 @@ from tests.tiny import write_tiny_processor
 
 assert ibtrain.torchvision_mend
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def logger_as_it_was() -> Iterator[None]:
+    """The command line sets up our logger, which is the process's own."""
+    logger = logging.getLogger("ibtrain")
+    before = logger.handlers, logger.propagate, logger.level
+    yield
+    logger.handlers, logger.propagate = before[:2]
+    logger.setLevel(before[2])
 
 
 @pytest.fixture(scope="session")

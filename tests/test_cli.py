@@ -1,10 +1,9 @@
 """The command line as a contract: exit codes, the JSON documents, and errors for people."""
 
 import json
-import logging
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -29,15 +28,7 @@ data:
 training: {{steps: 4, global_batch: 8, micro_batch: 4}}
 """
 
-
-@pytest.fixture(autouse=True)
-def logger_as_it_was() -> Iterator[None]:
-    """The command line sets up our logger, which is the process's own."""
-    logger = logging.getLogger("ibtrain")
-    before = logger.handlers, logger.propagate, logger.level
-    yield
-    logger.handlers, logger.propagate = before[:2]
-    logger.setLevel(before[2])
+pytestmark = pytest.mark.usefixtures("logger_as_it_was")
 
 
 @pytest.fixture

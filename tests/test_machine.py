@@ -1,11 +1,9 @@
 """`ibtrain check` as a whole: the rows of a recipe, the table, the document and the exit codes."""
 
 import json
-import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,15 +30,7 @@ training: {{steps: 4, global_batch: 8, micro_batch: 4}}
 """
 NVME = {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}
 
-
-@pytest.fixture(autouse=True)
-def logger_as_it_was() -> Iterator[None]:
-    """The command line sets up our logger, which is the process's own."""
-    logger = logging.getLogger("ibtrain")
-    before = logger.handlers, logger.propagate, logger.level
-    yield
-    logger.handlers, logger.propagate = before[:2]
-    logger.setLevel(before[2])
+pytestmark = pytest.mark.usefixtures("logger_as_it_was")
 
 
 @pytest.fixture

@@ -317,7 +317,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--stored", choices=("bf16", "fp32"), default="bf16", help="the files' dtype"
     )
-    parser.add_argument("--repeats", type=int, choices=range(1, 100), default=3, metavar="N")
+    parser.add_argument("--repeats", type=int, choices=range(1, 10), default=3, metavar="N")
     parser.add_argument("--directory", type=Path, metavar="DIR", help="a model, made if not there")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     parser.add_argument("--rank-of", choices=LOADERS, help=argparse.SUPPRESS)

@@ -42,10 +42,13 @@ class Compiled:
 
 def main(arguments: list[str] | None = None) -> int:
     """Compiles, reports, and returns the exit code."""
-    parsed = _parser().parse_args(arguments)
+    parser = _parser()
+    parsed = parser.parse_args(arguments)
     # Read when a kernel is defined: an interpreted one cannot be compiled.
     os.environ.pop("TRITON_INTERPRET", None)
     names = [name for name in variants_by_name() if parsed.only in name]
+    if not names:
+        parser.error(f"no kernel's name has --only {parsed.only!r} in it")
     jobs = [(name, architecture) for name in names for architecture in parsed.architecture]
     with tempfile.TemporaryDirectory() as cache:
         # ptxas says what became of a kernel; one from the cache says nothing.

@@ -91,3 +91,11 @@ def faults(tmp_path_factory) -> dict[str, str]:
 def test_the_gate_sees_what_is_wrong(faults, case, said):
     assert faults["good"] == ""
     assert said in faults[case]
+
+
+def test_a_gate_without_a_kernel_is_no_gate():
+    done = subprocess.run(
+        [sys.executable, str(GATE), "--only", "nothing"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "no kernel's name has --only 'nothing' in it" in done.stderr
