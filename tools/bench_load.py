@@ -1,15 +1,16 @@
 """Peak host memory and time of loading a model under ZeRO-3: ours, and transformers' own
 `from_pretrained` under `HfDeepSpeedConfig`, on the same files and the same ranks.
 
-    python tools/bench_load.py [--ranks 2] [--gigabytes 2] [--shards 4] [--stored bf16]
+    python tools/bench_load.py [--ranks 2] [--gigabytes 4] [--stored fp32] [--shards 3.17]
         [--repeats 3] [--directory DIR] [--json]
 
-Writes an InstructBLIP of random weights of the given size, once, in as many files as the released
-ones have (4; the 13B has 6); starts the ranks of each loader in processes of their own (gloo, on
-the CPU), and reports each rank's largest resident memory (read every 5 ms) before and during the
-load, what of it was anonymous, and its partition, which stays. Of the repeats the one with the
-median peak counts: transformers' peak differs by up to a third from run to run, as its heap
-happens to break up; ours by a hundredth.
+Writes an InstructBLIP of random weights of the given size, once, in files like the released ones:
+fp32, of 10 GB (the 7B's 31.7 GB fill 3.17 of them, in 4 files; the 13B's fill 5.7). Starts the
+ranks of each loader in processes of their own (gloo, on the CPU), and reports each rank's largest
+resident memory (read every 5 ms) before and during the load, what of it was anonymous, and its
+partition, which stays. Of the repeats the one with the median peak counts: with bf16 files
+transformers' peak differs by up to a third from run to run, as its heap happens to break up; ours
+by a hundredth.
 
 Ratios, ours to transformers'; below 1 is less memory:
 
@@ -114,10 +115,10 @@ def _peak(ranks: list[dict[str, float]]) -> float:
     return max(rank["peak"] for rank in ranks)
 
 
-def write_model(directory: Path, gigabytes: float, shards: int, stored: str = "bf16") -> None:
-    """An InstructBLIP in transformers' format of about `gigabytes` of weights, counted in bf16, in
-    `shards` safetensors files: Vicuna's proportions at a smaller width. As fp32 they take twice
-    the disk; both loaders hold bf16.
+def write_model(directory: Path, gigabytes: float, shards: float, stored: str) -> None:
+    """An InstructBLIP in transformers' format of about `gigabytes` of weights, counted in bf16:
+    Vicuna's proportions at a smaller width. As fp32 they take twice the disk; both loaders hold
+    bf16. All of them are `shards` times the largest safetensors file.
     """
     import torch
 
@@ -138,8 +139,7 @@ def write_model(directory: Path, gigabytes: float, shards: int, stored: str = "b
             count = torch.Size(shape).numel()
             yield name, ((torch.arange(count) + begin) % 997 / 9970).to(dtype).reshape(shape)
 
-    # A file is closed before it grows larger; without the twentieth, what is left makes one more.
-    write_weights(tensors(), directory, max(1, total * 21 // (20 * shards)))
+    write_weights(tensors(), directory, max(1, int(total / shards)))
     config.architectures = ["InstructBlipForConditionalGeneration"]
     config.save_pretrained(directory)
 
@@ -312,11 +312,11 @@ def _resident() -> tuple[int, int]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bench_load.py", description="Loading under ZeRO-3.")
     parser.add_argument("--ranks", type=int, default=2, metavar="N")
-    parser.add_argument("--gigabytes", type=float, default=2.0, metavar="N")
-    parser.add_argument("--shards", type=int, default=4, metavar="N")
+    parser.add_argument("--gigabytes", type=float, default=4.0, metavar="N", help="in bf16")
     parser.add_argument(
-        "--stored", choices=("bf16", "fp32"), default="bf16", help="the files' dtype"
+        "--shards", type=float, default=3.17, metavar="N", help="full files that the weights make"
     )
+    parser.add_argument("--stored", choices=("bf16", "fp32"), default="fp32")
     parser.add_argument("--repeats", type=int, choices=range(1, 10), default=3, metavar="N")
     parser.add_argument("--directory", type=Path, metavar="DIR", help="a model, made if not there")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
