@@ -20,7 +20,7 @@ SUCCESS, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 3
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb and returns its exit code."""
-    parsed = _parser().parse_args(arguments)
+    parsed = _parse(arguments)
     _show_messages(logging.INFO if _rank() == 0 and not parsed.json else logging.WARNING)
     try:
         return int(parsed.run(parsed))
@@ -33,6 +33,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _complain("stopped before a checkpoint was saved")
         return FAILED
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The parsed command; `key=value` may stand before options and after them."""
+    parser = _parser()
+    parsed, others = parser.parse_known_args(arguments)
+    overrides = [other for other in others if "=" in other and not other.startswith("-")]
+    if len(overrides) < len(others) or (others and "overrides" not in parsed):
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    if overrides:
+        parsed.overrides = [*parsed.overrides, *overrides]
+    return parsed
 
 
 def _show_messages(level: int) -> None:
@@ -79,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_recipes(verbs)
     _add_check(verbs)
     _add_data(verbs)
+    _add_plan(verbs)
     _add_train(verbs)
     _add_ask(verbs)
     _add_evaluate(verbs)
@@ -337,6 +350,47 @@ def _mixture(parsed: argparse.Namespace) -> int:
         document["preview"] = str(parsed.preview)
         lines.append(f"samples to look at: {parsed.preview}")
     return _say(parsed, document, "\n".join(lines))
+
+
+def _add_plan(verbs: Any) -> None:
+    verb = _verb(verbs, "plan", _plan, "memory, time, MFU and traffic of each sharding choice")
+    verb.add_argument("recipe", metavar="RECIPE")
+    verb.add_argument("overrides", nargs="*", metavar="key=value")
+    verb.add_argument("--nodes", type=int, default=1, metavar="N")
+    verb.add_argument("--gpus-per-node", type=int, default=8, metavar="G")
+    verb.add_argument("--gpu", required=True, metavar="NAME", help="h100, a100-40g, ...")
+    verb.add_argument(
+        "--network",
+        type=float,
+        metavar="GB/S",
+        help="into a node, all its adapters together (default: as usual for the GPU)",
+    )
+    verb.add_argument(
+        "--instruction-tokens", type=int, metavar="N", help="of a typical sample (default 27)"
+    )
+    verb.add_argument(
+        "--answer-tokens", type=int, metavar="N", help="of a typical sample (default 16)"
+    )
+
+
+def _plan(parsed: argparse.Namespace) -> int:
+    from dataclasses import asdict, replace
+
+    import ibtrain.torchvision_mend  # before transformers' own models are imported
+    from ibtrain.config import load_recipe
+    from ibtrain.planning.devices import device_named
+    from ibtrain.planning.plan import TYPICAL, Cluster, make_plan
+    from ibtrain.planning.report import describe
+
+    assert ibtrain.torchvision_mend
+    recipe = load_recipe(parsed.recipe, parsed.overrides)
+    network = None if parsed.network is None else 1e9 * parsed.network
+    cluster = Cluster(parsed.nodes, parsed.gpus_per_node, device_named(parsed.gpu), network)
+    given = {"instruction": parsed.instruction_tokens, "answer": parsed.answer_tokens}
+    typical = replace(TYPICAL, **{key: value for key, value in given.items() if value is not None})
+    plan = make_plan(recipe, cluster, typical)
+    _say(parsed, asdict(plan), describe(plan))
+    return SUCCESS if plan.chosen else FAILED
 
 
 def _add_train(verbs: Any) -> None:

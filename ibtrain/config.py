@@ -5,6 +5,7 @@ directory; `${root}` stands for the recipe's `root`.
 """
 
 import difflib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -301,6 +302,37 @@ def sharding_file(sharding: str) -> Path:
             f"sharding: {sharding!r} is neither a file nor one of ds_configs/ ({shipped})"
         )
     return path
+
+
+def read_sharding(sharding: str) -> dict[str, Any]:
+    """The content of the DeepSpeed JSON that a recipe's `sharding` names.
+
+    Raises:
+        RecipeError: when it is not there or is not a JSON object.
+    """
+    path = sharding_file(sharding)
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{path} cannot be read as JSON ({error}); correct it") from error
+    if not isinstance(config, dict):
+        raise RecipeError(f"{path} is not a JSON object, as a DeepSpeed configuration is")
+    return config
+
+
+def micro_batches_per_step(recipe: Recipe, world: int) -> int:
+    """Micro-batches that each rank runs per optimizer step.
+
+    Raises:
+        RecipeError: when the global batch does not divide among the ranks.
+    """
+    training = recipe.training
+    if training.global_batch % world:
+        raise RecipeError(
+            f"training.global_batch is {training.global_batch}, which does not divide among "
+            f"{world} ranks; choose a multiple of {world}"
+        )
+    return -(-(training.global_batch // world) // training.micro_batch)
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:

@@ -3,7 +3,6 @@
 The facts come from machine_facts.py, the verdicts from machine_rows.py; here they are put together.
 """
 
-import json
 import os
 import resource
 import sys
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ibtrain import machine_facts as facts
 from ibtrain import machine_rows as rows
-from ibtrain.config import ModelSection, Recipe, RecipeError, sharding_file
+from ibtrain.config import ModelSection, Recipe, RecipeError, read_sharding
 from ibtrain.machine_rows import Finding
 
 if TYPE_CHECKING:
@@ -171,22 +170,6 @@ def sharding_finding(sharding: str) -> Finding:
         return Finding("sharding", "MISS", sharding, str(error))
     builds = f" (DeepSpeed builds {' and '.join(operators)})" if operators else ""
     return Finding("sharding", "OK", f"{sharding}{builds}")
-
-
-def read_sharding(sharding: str) -> dict[str, Any]:
-    """The content of the DeepSpeed JSON that a recipe names.
-
-    Raises:
-        RecipeError: when it is not there or is not a JSON object.
-    """
-    path = sharding_file(sharding)
-    try:
-        config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"{path} cannot be read as JSON ({error}); correct it") from error
-    if not isinstance(config, dict):
-        raise RecipeError(f"{path} is not a JSON object, as a DeepSpeed configuration is")
-    return config
 
 
 def operators_of(config: Mapping[str, Any]) -> list[str]:

@@ -158,6 +158,58 @@ def test_the_mixture(document, world, capsys):
     assert capsys.readouterr().out.count("50.00%") == 2
 
 
+def test_the_plan(document, capsys):
+    """The keys that other programs read, and what people do; a recipe's keys stand anywhere."""
+    request = ("plan", "vicuna13b", "--nodes", "2", "training.micro_batch=2", "--gpu", "a100-40g")
+    plan = document(*request, "training.global_batch=32")
+    assert set(plan) >= {"choices", "chosen", "because"}
+    assert plan["samples_per_micro_batch"] == 2
+    for choice in plan["choices"]:
+        assert set(choice) >= {
+            "sharding",
+            "fits",
+            "memory_bytes_per_gpu",
+            "step_seconds",
+            "mfu",
+            "traffic_bytes_per_step",
+        }
+        assert choice["memory_bytes_per_gpu"]["total"] > 0
+    assert plan["chosen"] in {choice["sharding"] for choice in plan["choices"]}
+    assert main([*request]) == 0
+    assert f"take sharding={plan['chosen']}: " in capsys.readouterr().out
+
+
+def test_a_plan_that_fits_nowhere_is_a_failure(capsys):
+    request = ["plan", "vicuna13b", "--gpu", "rtx3090", "--gpus-per-node", "1", "--json"]
+    assert main(request) == 1
+    printed = capsys.readouterr()
+    plan = json.loads(printed.out)
+    assert plan["chosen"] == ""
+    assert plan["because"].startswith("no sharding fits")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--gpu", "h10"), "did you mean 'h100'"),
+        (("--gpu", "h100", "--nodes", "0"), "nodes is 0"),
+        (("--gpu", "h100", "--network", "0"), "the network's rate is 0.0"),
+        (("--gpu", "h100", "--answer-tokens", "0"), "a sample of 0 answer tokens"),
+        (("--gpu", "h100", "sharding=zero9"), "'zero9' is neither a file nor one of ds_configs/"),
+    ],
+)
+def test_plans_that_cannot_be_made(arguments, message, complaint):
+    assert message in complaint("plan", "vicuna7b", *arguments)
+
+
+@pytest.mark.parametrize("words", [["vicuna"], ["key=value", "vicuna"], ["--key=value"]])
+def test_words_that_are_no_request(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", "vicuna7b", "--gpu", "h100", *words])
+    assert ended.value.code == 2
+    assert f"unrecognized arguments: {' '.join(words)}\n" in capsys.readouterr().err
+
+
 def test_a_recipe_that_cannot_be_used(complaint, world, tmp_path):
     recipe = str(world / "tiny.yaml")
     printed = complaint("data", "mixture", recipe, "data.balanc=uniform")

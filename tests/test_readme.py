@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-SET_UP, BY_HAND, DATA = (
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+SET_UP, BY_HAND, DATA, PLAN = (
     [line.partition(" #")[0].strip() for line in block.splitlines() if line.strip()]
     for block in BLOCKS
 )
@@ -48,6 +49,11 @@ def test_the_commands_by_hand_after_the_quickstart(tmp_path: Path) -> None:
         assert printed.strip()
     assert json.loads((tmp_path / "toy/shards/textcaps/card.json").read_text())
     assert (tmp_path / "quickstart/mixture.html").stat().st_size > 1000
+
+
+def test_the_plan_is_what_the_command_prints(tmp_path: Path) -> None:
+    [command] = PLAN
+    assert f"```text\n{run(shlex.split(command), tmp_path)}```" in README
 
 
 def test_set_up_is_two_make_targets() -> None:

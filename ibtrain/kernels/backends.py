@@ -72,6 +72,11 @@ def _compiled(kind: AttentionKind) -> bool:
 # The first rule that holds decides, and of its backends the first that can.
 TABLE = (
     Rule(
+        lambda kind: kind.device.type == "meta",
+        (Backend.TRITON, Backend.SDPA),
+        "nothing is computed, and packed kernels all keep what Triton's keep",
+    ),
+    Rule(
         lambda kind: kind.device.type == "cpu" and not interpreted(),
         (Backend.SDPA,),
         "nothing else runs on a CPU",

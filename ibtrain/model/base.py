@@ -19,6 +19,7 @@ from ibtrain.model.hub import resolve_directory
 from ibtrain.model.lora import AdapterSource
 from ibtrain.model.parts import parts_config, parts_sources
 from ibtrain.model.processor import QFORMER_TOKENIZER, blip2_processor, parts_processor
+from ibtrain.model.published import LANGUAGE_MODELS, published_config, published_name
 from ibtrain.model.sources import RenamedSource, from_blip2_name, source_of_directory
 from ibtrain.model.vicuna import check_vicuna, check_whole, names_of
 from ibtrain.model.weights import (
@@ -56,6 +57,28 @@ def base_config(section: ModelSection) -> InstructBlipConfig:
         return parts_config(section)
     assert section.random_base is not None
     return _architecture(section.random_base)
+
+
+def config_or_published(section: ModelSection) -> tuple[InstructBlipConfig, str]:
+    """The model's configuration, and in words where it is from: the base, or, where that is not on
+    this disk, the published size of its name.
+
+    Raises:
+        ValueError: when the base cannot be read, or is not there and its name tells no size.
+    """
+    try:
+        return base_config(section), "the base's own configuration"
+    except (ValueError, OSError) as error:
+        parts, name = section.parts, published_name(section)
+        named = section.base if parts is None else parts.language or parts.stage2
+        if named is None or named.exists():
+            raise
+        if name is None:
+            raise ValueError(
+                f"{named} is not there, and its name is none of a published size "
+                f"({', '.join(LANGUAGE_MODELS)}): put the base there, or name it so"
+            ) from error
+    return published_config(name), f"{name} as published, for {named} is not on this disk"
 
 
 def base_sources(

@@ -43,12 +43,14 @@ class RowLayout:
     queries: int
 
     @classmethod
-    def of(cls, images: int, queries: int, cu_text_I1: Tensor, max_text: int) -> "RowLayout":
+    def of(
+        cls, images: int, queries: int, cu_text_I1: Tensor, max_text: int, text_rows: int
+    ) -> "RowLayout":
         """The layout for `images` images of `queries` queries and packed instructions."""
         device = cu_text_I1.device
         steps_I1 = torch.arange(images + 1, device=device)
         lengths_I = cu_text_I1.diff().long()
-        image_L = torch.repeat_interleave(steps_I1[:-1], lengths_I)
+        image_L = torch.repeat_interleave(steps_I1[:-1], lengths_I, output_size=text_rows)
         token_L = torch.arange(image_L.numel(), device=device)
         # Place of instruction token l: after the queries of its own image and of those before.
         place_of_text_L = token_L + (image_L + 1) * queries
@@ -283,7 +285,7 @@ class QFormer(nn.Module):
                 f"an instruction has {max_text} Q-Former tokens, the position embeddings reach "
                 f"{self.config.max_position_embeddings}: lower data.max_instruction_tokens"
             )
-        layout = RowLayout.of(images, queries, cu_text_I1, max_text)
+        layout = RowLayout.of(images, queries, cu_text_I1, max_text, text_ids_L.numel())
         hidden_RD = self.embeddings(query_QD.repeat(images, 1), text_ids_L, layout.text_positions_L)
         hidden_RD = self.encoder(hidden_RD, image_IND, layout)
         query_IQD: Tensor = hidden_RD[: layout.query_rows].unflatten(0, (images, queries))

@@ -5,7 +5,6 @@ Only this file and checkpoint.py know DeepSpeed.
 
 import atexit
 import contextlib
-import json
 import os
 import socket
 import time
@@ -23,7 +22,13 @@ import deepspeed
 from deepspeed.runtime.zero import GatheredParameters
 
 from ibtrain.batch import Batch
-from ibtrain.config import Recipe, RecipeError, sharding_file
+from ibtrain.config import (
+    Recipe,
+    RecipeError,
+    micro_batches_per_step,
+    read_sharding,
+    sharding_file,
+)
 from ibtrain.kernels import allow_triton
 from ibtrain.model.instructblip import InstructBlip
 from ibtrain.model.language import restore_frequencies
@@ -97,13 +102,7 @@ def sharding_config(recipe: Recipe, world: int) -> dict[str, Any]:
         RecipeError: when the file is missing, sets what the recipe sets or has another ZeRO stage
             than 1, 2 or 3, or when the global batch does not divide among the ranks.
     """
-    path = sharding_file(recipe.sharding)
-    try:
-        config: dict[str, Any] = json.loads(path.read_text())
-    except ValueError as error:
-        raise RecipeError(f"{path} is not JSON ({error})") from error
-    if not isinstance(config, dict):
-        raise RecipeError(f"{path} is not a JSON object, as a DeepSpeed configuration is")
+    config = read_sharding(recipe.sharding)
     if _stage(config) not in (1, 2, 3):
         raise RecipeError(
             f"sharding {recipe.sharding!r} has ZeRO stage {_stage(config)}; use 1, 2 or 3"
@@ -121,23 +120,11 @@ def sharding_config(recipe: Recipe, world: int) -> dict[str, Any]:
     }
     clash = sorted(set(config) & set(filled))
     if clash:
-        raise RecipeError(f"{path} sets {clash[0]!r}, which the recipe determines; remove it there")
-    return config | filled
-
-
-def micro_batches_per_step(recipe: Recipe, world: int) -> int:
-    """Micro-batches that each rank runs per optimizer step.
-
-    Raises:
-        RecipeError: when the global batch does not divide among the ranks.
-    """
-    training = recipe.training
-    if training.global_batch % world:
         raise RecipeError(
-            f"training.global_batch is {training.global_batch}, which does not divide among "
-            f"{world} ranks; choose a multiple of {world}"
+            f"{sharding_file(recipe.sharding)} sets {clash[0]!r}, which the recipe determines; "
+            "remove it there"
         )
-    return -(-(training.global_batch // world) // training.micro_batch)
+    return config | filled
 
 
 def load_model(

@@ -14,6 +14,7 @@ from transformers import (
 from ibtrain.config import LoraSection
 from ibtrain.model.instructblip import InstructBlip, part_of
 from ibtrain.model.lora import is_adapter
+from ibtrain.model.published import published_config
 from ibtrain.model.weights import parameter_shapes, set_trainable
 from tests.model.parity import (
     EQUAL,
@@ -432,15 +433,9 @@ def test_images_of_another_size_are_refused():
         tiny_model(tiny_config(image_size=24))(batch)
 
 
-def published(instruction_aware: bool = True, **language) -> dict[str, int]:
-    """Parameters of a released model: transformers' defaults and a Q-Former of 30523 tokens."""
-    config = InstructBlipConfig(
-        vision_config={},
-        qformer_config={"vocab_size": 30523},
-        text_config=language,
-        num_query_tokens=32,
-    )
-    shapes = parameter_shapes(config, instruction_aware)
+def published(name: str, instruction_aware: bool = True) -> dict[str, int]:
+    """Parameters of a released model."""
+    shapes = parameter_shapes(published_config(name), instruction_aware)
     return {name: math.prod(shape) for name, shape in shapes.items()}
 
 
@@ -448,40 +443,20 @@ def counted(counts: dict[str, int], *prefixes: str) -> int:
     return sum(size for name, size in counts.items() if name.startswith(prefixes))
 
 
-VICUNA_7B = {"model_type": "llama", "vocab_size": 32001}
-VICUNA_13B = VICUNA_7B | {
-    "hidden_size": 5120,
-    "intermediate_size": 13824,
-    "num_hidden_layers": 40,
-    "num_attention_heads": 40,
-}
-FLAN_T5_XL = {
-    "model_type": "t5",
-    "d_model": 2048,
-    "d_ff": 5120,
-    "num_layers": 24,
-    "num_heads": 32,
-    "feed_forward_proj": "gated-gelu",
-    "dense_act_fn": "gelu",
-    "tie_word_embeddings": False,
-}
-FLAN_T5_XXL = FLAN_T5_XL | {"d_model": 4096, "d_ff": 10240, "num_heads": 64}
-
-
 @pytest.mark.parametrize(
-    ("language", "projection", "trainable", "language_total", "total"),
+    ("name", "projection", "trainable", "language_total", "total"),
     [
-        (VICUNA_7B, 3_149_824, 188_837_376, 6_738_423_808, 7_913_210_624),
-        (VICUNA_13B, 3_937_280, 189_624_832, 13_015_874_560, 14_191_448_832),
+        ("vicuna-7b", 3_149_824, 188_837_376, 6_738_423_808, 7_913_210_624),
+        ("vicuna-13b", 3_937_280, 189_624_832, 13_015_874_560, 14_191_448_832),
         # Counted tied, and the second embedding that the released models have.
-        (FLAN_T5_XL, 1_574_912, 187_262_464, 2_783_959_040 + 65_798_144, 4_022_969_088),
-        (FLAN_T5_XXL, 3_149_824, 188_837_376, 11_003_736_064 + 131_596_288, 12_310_119_168),
+        ("flan-t5-xl", 1_574_912, 187_262_464, 2_783_959_040 + 65_798_144, 4_022_969_088),
+        ("flan-t5-xxl", 3_149_824, 188_837_376, 11_003_736_064 + 131_596_288, 12_310_119_168),
     ],
     ids=["7B", "13B", "XL", "XXL"],
 )
-def test_published_sizes(language, projection, trainable, language_total, total):
+def test_published_sizes(name, projection, trainable, language_total, total):
     """The counts of the released models (with Vicuna's 32001 tokens)."""
-    counts = published(**language)
+    counts = published(name)
     assert counted(counts, "vision_model.") == 985_952_256
     assert counted(counts, "vision_model.post_layernorm.") == 2_816
     assert counted(counts, "qformer.") == 185_660_160
@@ -494,14 +469,12 @@ def test_published_sizes(language, projection, trainable, language_total, total)
 
 
 def test_published_size_without_instructions():
-    assert counted(published(False, **VICUNA_7B), "qformer.") == 105_137_664
+    assert counted(published("vicuna-7b", False), "qformer.") == 105_137_664
 
 
 def test_published_size_of_adapters():
     """Rank 16 beside every linear layer of a 13B: 16 times inputs and outputs together."""
-    config = InstructBlipConfig(
-        vision_config={}, qformer_config={"vocab_size": 30523}, text_config=VICUNA_13B
-    )
+    config = published_config("vicuna-13b")
     targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     shapes = parameter_shapes(config, lora=LoraSection(rank=16, targets=targets))
     adapters = sum(math.prod(shape) for name, shape in shapes.items() if is_adapter(name))

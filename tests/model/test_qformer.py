@@ -7,7 +7,7 @@ from tests.tiny import tiny_config, tiny_model
 
 def test_the_layout_by_hand():
     """Two queries each; instructions of 3, 0 and 1 tokens after the six query rows."""
-    layout = RowLayout.of(3, 2, torch.tensor([0, 3, 3, 4], dtype=torch.int32), 3)
+    layout = RowLayout.of(3, 2, torch.tensor([0, 3, 3, 4], dtype=torch.int32), 3, 4)
     assert layout.interleave_R.tolist() == [0, 1, 6, 7, 8, 2, 3, 4, 5, 9]
     assert layout.restore_R.tolist() == [0, 1, 5, 6, 7, 8, 2, 3, 4, 9]
     assert layout.text_positions_L.tolist() == [0, 1, 2, 0]
@@ -18,7 +18,7 @@ def test_the_layout_by_hand():
 
 
 def test_restoring_undoes_interleaving():
-    layout = RowLayout.of(4, 3, torch.tensor([0, 2, 2, 7, 8], dtype=torch.int32), 5)
+    layout = RowLayout.of(4, 3, torch.tensor([0, 2, 2, 7, 8], dtype=torch.int32), 5, 8)
     rows = torch.arange(4 * 3 + 8)
     assert torch.equal(rows[layout.interleave_R][layout.restore_R], rows)
 
