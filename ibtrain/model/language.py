@@ -69,16 +69,8 @@ def _attention(
     return out_THK[None], None
 
 
-def _mask(*arguments: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
-    """No mask tensor for packed rows (they come without `attention_mask`); SDPA's own otherwise."""
-    if attention_mask is None:
-        return None
-    mask: Tensor | None = sdpa_mask(*arguments, attention_mask=attention_mask, **kwargs)
-    return mask
-
-
 AttentionInterface.register(ATTENTION_NAME, _attention)
-AttentionMaskInterface.register(ATTENTION_NAME, _mask)
+AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
 
 
 def build_language_model(
@@ -149,6 +141,9 @@ def packed_hidden(
     """Last hidden states [T, D] of a Llama's packed rows; each sample sees itself alone."""
     out = language_model.model(
         inputs_embeds=embeddings_TD[None],
+        # transformers takes a mask of four dimensions as it is. Without one it looks for packed
+        # sequences itself, and transformers 5 waits for the device to say whether there are any.
+        attention_mask=embeddings_TD.new_empty(1, 1, 1, 0),
         position_ids=positions_T[None],
         use_cache=False,
         cu_seqlens=cu_tokens_B1,

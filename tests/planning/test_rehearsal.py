@@ -154,7 +154,8 @@ def test_what_is_computed_again_is_counted_and_not_kept():
     layer += 4 * SAMPLES * row * (row + 1) // 2 * hidden
     assert again.flops - once.flops == 6 * layer
     assert again.module_calls - once.module_calls == 6 * 8  # not down_proj: it is stopped there
-    assert again.module_calls_with_gradient == once.module_calls_with_gradient
+    # transformers 5 has the frozen embedding's result ask for a gradient as well.
+    assert again.module_calls_with_gradient - once.module_calls_with_gradient in (0, 1)
 
 
 def test_calls_of_modules_that_have_parameters():
