@@ -20,11 +20,7 @@ FAMILIES, LANGUAGES = ("llama", "t5"), ("frozen", "lora")
 GROUPS = list(product(FAMILIES, LANGUAGES))
 # Sharding, gradient checkpointing.
 JOBS = list(product(("zero1", "zero2", "partition-matrices"), ("false", "true")))
-LONG = {  # 50 steps, the others 20
-    ("llama", "lora", "partition-matrices", "false"),
-    ("llama", "lora", "zero2", "true"),
-    ("t5", "frozen", "zero2", "true"),
-}
+STEPS = 50
 QFORMER_LAYERS = 2
 LARGEST_WHOLE = 80  # numbers; every matrix of these models has more, adapters too, no vector has
 JOB = "tests.distributed.family_jobs:train"
@@ -50,10 +46,9 @@ def directory(tiny_processor: Path, tmp_path_factory) -> Path:
 
 
 def cases_of(family: str, language: str) -> list[str]:
-    steps = [50 if (family, language, *job) in LONG else 20 for job in JOBS]
     return [
-        f"{family}:{language}:{sharding}:{recompute}:{number}:all:fp32"
-        for (sharding, recompute), number in zip(JOBS, steps, strict=True)
+        f"{family}:{language}:{sharding}:{recompute}:{STEPS}:all:fp32"
+        for sharding, recompute in JOBS
     ]
 
 
@@ -97,7 +92,7 @@ def read(out: Path, case: str) -> dict:
 def test_the_loss_curve_is_that_of_one_process_without_deepspeed(group, found, directory):
     wanted = plain_curve(directory, Case.of(cases_of(*group)[0]))
     for case, its in found.items():
-        assert its["curve"][:20] == pytest.approx(wanted, rel=1e-4), case
+        assert its["curve"][:20] == pytest.approx(wanted[:20], rel=1e-4), case
     assert wanted[19] < 0.99 * wanted[3]  # it learns, so the curves could differ
 
 
