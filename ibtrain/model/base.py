@@ -69,16 +69,23 @@ def config_or_published(section: ModelSection) -> tuple[InstructBlipConfig, str]
     try:
         return base_config(section), "the base's own configuration"
     except (ValueError, OSError) as error:
-        parts, name = section.parts, published_name(section)
-        named = section.base if parts is None else parts.language or parts.stage2
-        if named is None or named.exists():
+        missing = [path for path in _places_of_config(section) if not path.exists()]
+        name = published_name(section)
+        if not missing:
             raise
         if name is None:
             raise ValueError(
-                f"{named} is not there, and its name is none of a published size "
-                f"({', '.join(LANGUAGE_MODELS)}): put the base there, or name it so"
+                f"{missing[0]} is not there, and the base's name is none of a published size "
+                f"({', '.join(LANGUAGE_MODELS)}): put it there, or name the base so"
             ) from error
-    return published_config(name), f"{name} as published, for {named} is not on this disk"
+    return published_config(name), f"{name} as published, for {missing[0]} is not on this disk"
+
+
+def _places_of_config(section: ModelSection) -> list[Path]:
+    """Where `base_config` reads."""
+    parts = section.parts
+    places = [section.base] if parts is None else [parts.language or parts.stage2, parts.bert]
+    return [place for place in places if place is not None]
 
 
 def base_sources(

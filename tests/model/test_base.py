@@ -6,7 +6,13 @@ from transformers import Blip2Config, Blip2ForConditionalGeneration, InstructBli
 
 from ibtrain.config import ModelSection
 from ibtrain.data.tokenization import InstructionTokenizer
-from ibtrain.model.base import base_config, base_directory, base_sources, record_base
+from ibtrain.model.base import (
+    base_config,
+    base_directory,
+    base_sources,
+    config_or_published,
+    record_base,
+)
 from ibtrain.model.weights import RandomSource, choose_sources, parameter_shapes
 from tests.tiny import (
     tiny_architecture,
@@ -137,3 +143,41 @@ def test_a_release_that_is_asked_for_is_checked(tmp_path):
     section = ModelSection(base=tmp_path, language_release="vicuna-v1.1")
     with pytest.raises(ValueError, match=r"Llama 2 as Vicuna v1\.5"):
         base_sources(section, base_config(section), 0)
+
+
+def test_the_shapes_of_a_base_that_is_there(tmp_path):
+    tiny_config().save_pretrained(tmp_path)
+    config, origin = config_or_published(ModelSection(base=tmp_path))
+    assert config.text_config.hidden_size == 32
+    assert origin == "the base's own configuration"
+
+
+def test_the_shapes_of_a_base_that_is_not_there_are_the_published_ones(tmp_path):
+    base = tmp_path / "instructblip-vicuna-13b"
+    config, origin = config_or_published(ModelSection(base=base))
+    assert config.text_config.hidden_size == 5120
+    assert origin == f"vicuna-13b as published, for {base} is not on this disk"
+
+
+def test_a_base_that_is_there_and_broken_is_not_passed_over(tmp_path):
+    base = tmp_path / "instructblip-vicuna-13b"
+    base.mkdir()
+    (base / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json"):
+        config_or_published(ModelSection(base=base))
+
+
+def test_a_base_that_is_not_there_and_has_no_known_name(tmp_path):
+    with pytest.raises(ValueError, match=r"mine is not there, and the base's name is none of a"):
+        config_or_published(ModelSection(base=tmp_path / "mine"))
+
+
+def test_a_language_model_alone_is_planned_by_its_name(tmp_path):
+    """Without BERT, whose tokenizer tells the Q-Former's vocabulary, nothing can be read yet."""
+    language = tmp_path / "vicuna-7b-v1.1"
+    language.mkdir()
+    section = ModelSection.model_validate(
+        {"parts": {"language": language, "bert": tmp_path / "bert"}}
+    )
+    _, origin = config_or_published(section)
+    assert origin == f"vicuna-7b as published, for {tmp_path / 'bert'} is not on this disk"

@@ -202,7 +202,7 @@ def test_a_batch_that_does_not_divide():
 
 def test_a_base_that_is_not_there_and_of_no_known_name():
     recipe = load_recipe("vicuna7b", ["model.parts.language=elsewhere/llama"])
-    with pytest.raises(ValueError, match=r"elsewhere/llama is not there, and its name is none of"):
+    with pytest.raises(ValueError, match=r"elsewhere/llama is not there, and the base's name"):
         make_plan(recipe, cluster())
 
 
