@@ -51,7 +51,7 @@ class LoraSection(Section):
     """Low-rank adapters of the language model: W x + alpha / rank * B A dropout(x)."""
 
     rank: int = Field(default=16, ge=1)
-    alpha: float = Field(default=32, gt=0)
+    alpha: float = Field(default=32, gt=0, allow_inf_nan=False)
     dropout: float = Field(default=0.05, ge=0, lt=1)
     targets: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Names of the linear layers that get one, such as q_proj; default: the query and value
@@ -156,6 +156,16 @@ class ModelSection(Section):
                 "so no adapter would be trained: set train_parts.language=lora, or take model.lora "
                 "out (model.lora=null)"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _random_parts_are_trained(self) -> "ModelSection":
+        for part in self.parts.random if self.parts is not None else ():
+            if getattr(self.train_parts, part) == "frozen":
+                raise ValueError(
+                    f"parts.random names {part}, which train_parts freezes, so it would stay "
+                    f"random: set train_parts.{part}=full, or take it out of parts.random"
+                )
         return self
 
     @model_validator(mode="after")

@@ -283,7 +283,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
         raise RunDirectoryError(f"{path} has {path.stat().st_size} bytes, too many; {remedy}")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunDirectoryError(f"{path} is not JSON ({error}); {remedy}") from error
     if not isinstance(value, dict):
         raise RunDirectoryError(f"{path} is not a JSON object; {remedy}")

@@ -333,3 +333,20 @@ def test_kernels_off_is_a_word_whatever_yaml_makes_of_it(minimal, written):
     assert "kernels: 'off'" in dump_recipe(recipe)
     with pytest.raises(RecipeError, match=r"kernels: .*'auto' or 'off'.*found 'on'"):
         load_recipe(minimal, ["kernels='on'"])
+
+
+@pytest.mark.parametrize("part", ["qformer", "projection"])
+def test_a_random_part_that_is_frozen_is_refused(tmp_path, part):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(MINIMAL.replace("base: bases/vicuna", "parts: {bert: b, language: c}"))
+    overrides = [f"model.parts.random=[{part}]", f"model.train_parts.{part}=frozen"]
+    load_recipe(str(file), overrides[:1])
+    with pytest.raises(RecipeError, match=f"names {part}, which train_parts freezes, so it would"):
+        load_recipe(str(file), overrides)
+
+
+def test_an_infinite_alpha_is_refused(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(MINIMAL)
+    with pytest.raises(RecipeError, match=r"lora\.alpha: Input should be a finite number"):
+        load_recipe(str(file), ["model.train_parts.language=lora", "model.lora={alpha: .inf}"])

@@ -20,6 +20,34 @@ class InstructionTokens:
     language: tuple[int, ...]
 
 
+def open_tokenizer(directory: Path, **tokens: str) -> PreTrainedTokenizerBase:
+    """The tokenizer in a directory, which cuts on the left; code in the directory is never run.
+
+    Args:
+        directory: of a downloaded model.
+        tokens: special tokens that it gets to have ("eos_token" and the like).
+
+    Raises:
+        ValueError: when there is none that can be opened.
+    """
+    if not directory.is_dir():
+        raise ValueError(f"{directory} is not there; give the directory of a downloaded model")
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            directory,
+            local_files_only=True,
+            trust_remote_code=False,
+            truncation_side="left",
+            **tokens,
+        )
+    except Exception as error:  # the tokenizers library raises nothing finer
+        first = str(error).strip().partition("\n")[0][:200]
+        raise ValueError(
+            f"{directory} has no tokenizer that can be opened ({first}); copy its files again"
+        ) from error
+    return tokenizer
+
+
 class InstructionTokenizer:
     """Both tokenizers of a base, with LAVIS's limits and truncation sides.
 
@@ -59,7 +87,7 @@ class InstructionTokenizer:
         """The tokenizers of a directory in transformers' InstructBLIP layout.
 
         Raises:
-            ValueError: when the directory lacks one of the two tokenizers.
+            ValueError: when the directory lacks one of the two tokenizers, or one cannot be opened.
         """
         qformer_directory = directory / "qformer_tokenizer"
         for part, needed in (
@@ -72,8 +100,8 @@ class InstructionTokenizer:
                     "language tokenizer beside config.json and the Q-Former's in qformer_tokenizer/"
                 )
         return cls(
-            AutoTokenizer.from_pretrained(directory, local_files_only=True),
-            AutoTokenizer.from_pretrained(qformer_directory, local_files_only=True),
+            open_tokenizer(directory),
+            open_tokenizer(qformer_directory),
             max_instruction_tokens,
             max_answer_tokens,
         )

@@ -26,6 +26,7 @@ from ibtrain.model.weights import (
     RandomSource,
     TensorSource,
     choose_sources,
+    open_config,
     parameter_shapes,
     read_config,
     read_model_type,
@@ -155,7 +156,7 @@ def directory_config(directory: Path) -> InstructBlipConfig:
     """
     if not is_blip2(directory):
         return read_config(directory)
-    blip2 = Blip2Config.from_pretrained(directory, local_files_only=True)
+    blip2 = open_config(Blip2Config, directory)
     sections = {
         name: {
             key: value
@@ -169,6 +170,7 @@ def directory_config(directory: Path) -> InstructBlipConfig:
         text_config=blip2.text_config.to_dict(),
         num_query_tokens=blip2.num_query_tokens,
         image_token_index=blip2.image_token_index,
+        name_or_path=blip2.name_or_path,
     )
 
 

@@ -1,6 +1,7 @@
 """What a model's weights are, in the words of the paper, and where each came from."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -81,12 +82,18 @@ def census(chosen: Mapping[str, _Source], shapes: Mapping[str, tuple[int, ...]])
     ]
 
 
-def describe_missing(missing: Iterable[str]) -> str:
-    """How many of which component are missing, and what to do about it."""
-    counts: dict[str, int] = {}
-    for name in missing:
-        counts[component_of(name)] = counts.get(component_of(name), 0) + 1
+def describe_missing(missing: Iterable[str], there: Iterable[str]) -> str:
+    """How many of which component are missing, and what to do about it.
+
+    Args:
+        missing: names of parameters that no source has.
+        there: names of those that one has.
+    """
+    counts = Counter(component_of(name) for name in missing)
+    begun = {component_of(name) for name in there}
     ordered = sorted(counts, key=_ORDER.index)
     said = ", ".join(f"{counts[component]} of the {component}" for component in ordered)
-    remedies = [_REMEDIES[component] for component in ordered if component in _REMEDIES]
+    remedies = [_REMEDIES[one] for one in ordered if one in _REMEDIES and one not in begun]
+    if begun.intersection(counts):
+        remedies.append("where a part is there and not whole, copy its files again")
     return "; ".join([said, *remedies])

@@ -20,12 +20,18 @@ def resolve_directory(path: Path, allow_download: bool) -> Path:
     if path.is_dir() or not _NAME.fullmatch(str(path)):
         return path
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
 
     try:
         found = snapshot_download(
             str(path), local_files_only=not allow_download, allow_patterns=_FILES
         )
+    except HFValidationError:
+        return path  # no name that the hub could have
     except LocalEntryNotFoundError as error:
         how = (
             "and it could not be downloaded"

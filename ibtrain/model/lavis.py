@@ -45,6 +45,10 @@ _PASSED_OVER = re.compile(
 )
 
 
+_FIRST_STAGE = "itm_head."
+_PROJECTIONS = ("opt_proj.", "llm_proj.", "t5_proj.")
+
+
 def from_lavis_name(name: str) -> str | None:
     """Our name of a tensor in a LAVIS file; None for one that no InstructBLIP has.
 
@@ -137,10 +141,18 @@ class LavisSource:
         prefix: str = "",
         last_block: int | None = None,
     ) -> None:
-        self.description = str(file)
         self._source = TorchSource([file], str(file))
         theirs = self._source.shapes()
-        other_projections = ("opt_proj.", "llm_proj." if encoder_decoder else "t5_proj.")
+        own = "t5_proj." if encoder_decoder else "llm_proj."
+        other_projections = tuple(prefix for prefix in _PROJECTIONS if prefix != own)
+        left_out = sorted(name for name in theirs if (prefix + name).startswith(other_projections))
+        self.description = str(file)
+        if left_out:
+            kind = left_out[0].partition(".")[0]
+            self.description += f" (without its {kind}, which leads into another language model)"
+        self.is_first_stage = any(name.startswith(_FIRST_STAGE) for name in theirs)
+        """Whether it has BLIP-2's first stage's heads, which later files lack."""
+        self.has_projection = any(name.startswith(_PROJECTIONS) for name in theirs)
         found: dict[str, list[str]] = {}
         unknown = []
         for name in theirs:

@@ -34,7 +34,7 @@ from ibtrain.model.sources import (
     source_of_directory,
 )
 from ibtrain.model.vicuna import check_vicuna, check_whole, names_of
-from ibtrain.model.weights import RandomSource, TensorSource, parameter_shapes
+from ibtrain.model.weights import RandomSource, TensorSource, open_config, parameter_shapes
 
 _LANGUAGE = "language_model."
 
@@ -89,14 +89,31 @@ def parts_sources(
             )
         )
     sources.append(_language_source(section, config))
-    for file in (parts.stage1, parts.stage2, parts.instructblip):
+    for key in ("stage1", "stage2", "instructblip"):
+        file = getattr(parts, key)
         if file is None:
             continue
         if file.is_file():
-            sources.append(LavisSource(file, encoder_decoder=encoder_decoder))
+            lavis = LavisSource(file, encoder_decoder=encoder_decoder)
+            _check_stage(lavis, key, file)
+            sources.append(lavis)
         else:
             sources.append(_blip2_source(section, file, config))
     return [source for source in sources if source.shapes()]
+
+
+def _check_stage(source: LavisSource, key: str, file: Path) -> None:
+    """Refuses a file of another stage than its key says: the wrong weights would win."""
+    if key == "stage1" and source.has_projection:
+        raise ValueError(
+            f"model.parts.stage1 {file} has a projection into a language model, which BLIP-2's "
+            "first stage has not: name it in model.parts.stage2, or in model.parts.instructblip"
+        )
+    if key != "stage1" and source.is_first_stage:
+        raise ValueError(
+            f"model.parts.{key} {file} has the heads of BLIP-2's first stage, so it is no later "
+            "one: name it in model.parts.stage1"
+        )
 
 
 def _is_alone(section: ModelSection) -> bool:
@@ -124,14 +141,14 @@ def _language_config(section: ModelSection) -> PretrainedConfig:
     Vicuna got, exact GELU in a T5.
     """
     directory = language_directory(section)
-    config = AutoConfig.from_pretrained(directory, local_files_only=True)
+    config = open_config(AutoConfig, directory)
     config = getattr(config, "text_config", config)
     if config.model_type == "t5":
         config.dense_act_fn = "gelu"
-    elif is_vicuna(section):
-        tokenizer = language_tokenizer(section)
+    if section.language_release == "vicuna-v1.1" or is_vicuna(section):
         names = names_of(directory, config)
         check_vicuna(config, names, f"model.parts.language {directory}", alone=_is_alone(section))
+        tokenizer = language_tokenizer(section)
         config.vocab_size = max(config.vocab_size, len(tokenizer))
         config.bos_token_id = config.eos_token_id = tokenizer.eos_token_id
         config.pad_token_id = tokenizer.pad_token_id
@@ -167,7 +184,7 @@ def _blip2_source(section: ModelSection, path: Path, config: InstructBlipConfig)
             f"{path} is neither a file from LAVIS nor a model's directory; give the path of the "
             "download"
         )
-    theirs = AutoConfig.from_pretrained(directory, local_files_only=True)
+    theirs = open_config(AutoConfig, directory)
     other = theirs.text_config.model_type != config.text_config.model_type
 
     def rename(name: str) -> str | None:

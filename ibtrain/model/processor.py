@@ -10,15 +10,15 @@ from pathlib import Path
 
 from transformers import (
     AutoConfig,
-    AutoTokenizer,
     BertTokenizerFast,
     BlipImageProcessor,
     PreTrainedTokenizerBase,
 )
 
 from ibtrain.config import ModelSection
+from ibtrain.data.tokenization import open_tokenizer
 from ibtrain.model.hub import resolve_directory
-from ibtrain.model.weights import read_model_type
+from ibtrain.model.weights import open_config, read_model_type
 
 QFORMER_TOKENIZER = "qformer_tokenizer"
 _VICUNA_TOKENS = {"bos_token": "</s>", "eos_token": "</s>", "unk_token": "</s>"}
@@ -79,7 +79,12 @@ def language_directory(section: ModelSection) -> Path:
             "directory of one in model.parts.language"
         )
     found = resolve_directory(directory, section.allow_download)
-    read_model_type(found)
+    model_type = read_model_type(found)
+    if section.parts.language is not None and model_type in ("instructblip", "blip-2"):
+        raise ValueError(
+            f"model.parts.language {found} is a whole {model_type}, not a language model alone: "
+            "name the language model's own directory, or the whole in model.base"
+        )
     return found
 
 
@@ -87,7 +92,7 @@ def is_vicuna(section: ModelSection) -> bool:
     """Whether the language model of a base given in parts has to be Vicuna."""
     if section.language_release == "other":
         return False
-    config = AutoConfig.from_pretrained(language_directory(section), local_files_only=True)
+    config = open_config(AutoConfig, language_directory(section))
     return bool(getattr(config, "text_config", config).model_type == "llama")
 
 
@@ -117,29 +122,17 @@ def qformer_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
     """bert-base-uncased's tokenizer with `[DEC]` (`blip2.py`, `init_tokenizer`).
 
     Raises:
-        ValueError: when there is none.
+        ValueError: when there is none, or it is another model's.
     """
     assert section.parts is not None
-    tokenizer = open_tokenizer(resolve_directory(section.parts.bert, section.allow_download))
-    tokenizer.add_special_tokens({"bos_token": "[DEC]"})
-    return tokenizer
-
-
-def open_tokenizer(directory: Path, **tokens: str) -> PreTrainedTokenizerBase:
-    """The tokenizer in a directory, which cuts on the left.
-
-    Raises:
-        ValueError: when there is none.
-    """
-    if not directory.is_dir():
-        raise ValueError(f"{directory} is not there; give the directory of a downloaded model")
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            directory, local_files_only=True, truncation_side="left", **tokens
+    directory = resolve_directory(section.parts.bert, section.allow_download)
+    tokenizer = open_tokenizer(directory)
+    if tokenizer.cls_token is None:
+        raise ValueError(
+            f"model.parts.bert {directory}: its tokenizer has no [CLS], so it is not BERT's; give "
+            "the directory of bert-base-uncased"
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        first = str(error).strip().partition("\n")[0]
-        raise ValueError(f"{directory} has no tokenizer that can be opened ({first})") from error
+    tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     return tokenizer
 
 

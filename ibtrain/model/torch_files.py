@@ -17,6 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ibtrain.model.weights import check_dtypes, check_single
+
+_FLOATS = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+}
 LARGEST_FILE = 200 * 2**30
 """Bytes; no released checkpoint is near it."""
 _LARGEST_OLD_FILE = 16 * 2**30  # of the format before 2020, which cannot be mapped
@@ -48,21 +56,27 @@ class TorchSource:
 
     Raises:
         ValueError: when a file is missing, is too large, holds more than tensors, is not a state
-            dict, or holds weights of a dtype that weights do not have.
+            dict, or holds weights of a dtype that weights do not have, one that differs from its
+            like, or one that another file holds as well.
     """
 
     def __init__(self, files: Iterable[Path], description: str) -> None:
         self.description = description
         self._tensors: dict[str, Tensor] = {}
+        file_of: dict[str, Path] = {}
         for file in files:
             tensors = read_state_dict(file)
-            for name, tensor in tensors.items():
-                if not tensor.is_floating_point() and not name.endswith("position_ids"):
-                    raise ValueError(
-                        f"{file}: {name} is {tensor.dtype}, and weights are fp32, fp16 or bf16; "
-                        "take the model as it was released, not quantised"
-                    )
+            for name in tensors:
+                check_single(name, file_of.setdefault(name, file), file)
             self._tensors.update(tensors)
+        check_dtypes(
+            {
+                name: _FLOATS.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
+                for name, tensor in self._tensors.items()
+                if not name.endswith("position_ids")
+            },
+            file_of,
+        )
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Every tensor's shape."""
@@ -80,7 +94,8 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
         ValueError: see `TorchSource`.
     """
     if not file.is_file():
-        raise ValueError(f"{file} is missing; give the path of the downloaded file")
+        found = "is a directory, not a file" if file.is_dir() else "is missing"
+        raise ValueError(f"{file} {found}; give the path of the downloaded file")
     mapped = _looked_at(file)
     try:
         with warnings.catch_warnings(action="ignore"):  # of pickles in another protocol
@@ -146,7 +161,12 @@ def _state_dict(file: Path, loaded: Any) -> dict[str, Tensor]:
     if not loaded:
         raise ValueError(f"{file} holds an empty state dict; is it the file that was meant?")
     for name, tensor in loaded.items():
-        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+        if not isinstance(name, str):
+            raise ValueError(
+                f"{file} is not a state dict: {str(name)[:80]!r} is a {type(name).__name__}, not a "
+                "tensor's name"
+            )
+        if not isinstance(tensor, Tensor):
             raise ValueError(
                 f"{file} is not a state dict: {str(name)[:80]!r} is a {type(tensor).__name__}, "
                 "not a tensor"

@@ -18,6 +18,7 @@ from pathlib import Path
 from transformers import PretrainedConfig
 
 from ibtrain.model.weights import TensorSource
+from ibtrain.run_directory import read_json
 
 NORM = "language_model.model.norm.weight"
 SMALLEST_NORM = 0.05
@@ -60,6 +61,11 @@ def check_vicuna(config: PretrainedConfig, names: list[str], where: str, *, alon
     Raises:
         ValueError: naming the version that it is.
     """
+    if config.model_type != "llama":
+        raise ValueError(
+            f"{where} is of type {config.model_type!r} and no Vicuna, as model.language_release "
+            "asks for; take that key out"
+        )
     for name in names:
         if "delta" in name.lower():
             raise ValueError(
@@ -91,5 +97,10 @@ def names_of(directory: Path, config: PretrainedConfig) -> list[str]:
     """What a language model is called by its directory and its configuration."""
     # Of a model in the hub's cache the name is three levels up (models--owner--name).
     cached = [part for part in directory.resolve().parts if part.startswith("models--")]
-    inside = str(getattr(config, "_name_or_path", "") or "")
-    return list(dict.fromkeys(name for name in (directory.name, *cached, inside) if name))
+    inside = [str(getattr(config, "_name_or_path", "") or "")]
+    file = directory / "config.json"
+    if file.is_file():
+        # transformers puts the directory in the place of the name that the file has.
+        inside.append(str(read_json(file, "copy it again").get("_name_or_path") or ""))
+    names = (directory.name, *cached, *(name for name in inside if name != str(directory)))
+    return list(dict.fromkeys(name for name in names if name))

@@ -11,12 +11,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import InstructBlipConfig
+from transformers import AutoConfig, InstructBlipConfig
 
 from ibtrain.config import LoraSection
 from ibtrain.model.census import describe_missing
@@ -32,6 +32,8 @@ _SURPLUS = re.compile(
 )
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _NUMBER = re.compile(r"\d+")
+# What transformers and torch raise at a configuration with values that no model can have.
+_UNUSABLE = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 class TensorSource(Protocol):
@@ -52,8 +54,10 @@ class SafetensorsSource:
     """Tensors of one or more safetensors files.
 
     Raises:
-        ValueError: when a file is missing or is not a whole safetensors file, or holds tensors of a
-            dtype that weights do not have, or one that differs from its like in other files.
+        ValueError: when a file is missing or is not a whole safetensors file, holds tensors of a
+            dtype that weights do not have, or one that differs from its like in other files, or one
+            that another file holds as well.
+        OSError: when a file may not be read.
     """
 
     def __init__(self, files: Iterable[Path], description: str) -> None:
@@ -66,10 +70,11 @@ class SafetensorsSource:
                 raise ValueError(
                     f"{description}: the shard {file.name} is missing; copy the directory again"
                 )
+            file.open("rb").close()  # safetensors calls one that may not be read missing
             try:
                 with safe_open(file, framework="pt") as opened:
                     for name in opened.keys():  # noqa: SIM118  (not a mapping)
-                        self._file_of[name] = file
+                        check_single(name, self._file_of.setdefault(name, file), file)
                         view = opened.get_slice(name)
                         self._shapes[name] = tuple(view.get_shape())
                         dtypes[name] = view.get_dtype()
@@ -78,25 +83,7 @@ class SafetensorsSource:
                     f"{file} is not a whole safetensors file ({error}); copy it again"
                 ) from error
 
-        self._check_dtypes(dtypes)
-
-    def _check_dtypes(self, dtypes: Mapping[str, str]) -> None:
-        """Weights are floating-point, and the same weight of every layer has one dtype."""
-        like: dict[str, Counter[str]] = {}
-        for name, dtype in dtypes.items():
-            if dtype not in _FLOATS and not _SURPLUS.match(name):
-                raise ValueError(
-                    f"{self._file_of[name]}: {name} is {dtype}, and weights are F32, F16 or BF16; "
-                    "take the model as it was released, not quantised"
-                )
-            like.setdefault(_NUMBER.sub("N", name), Counter())[dtype] += 1
-        for name, dtype in dtypes.items():
-            usual = like[_NUMBER.sub("N", name)].most_common(1)[0][0]
-            if dtype != usual:
-                raise ValueError(
-                    f"{self._file_of[name]}: {name} is {dtype}, and the same weight of other "
-                    f"layers is {usual}; the shards are not of one model, copy the directory again"
-                )
+        check_dtypes(dtypes, self._file_of)
 
     @classmethod
     def of_directory(cls, directory: Path) -> "SafetensorsSource":
@@ -118,6 +105,46 @@ class SafetensorsSource:
         return tensor
 
 
+def check_single(name: str, first: Path, file: Path) -> None:
+    """Refuses a tensor that a second file holds as well.
+
+    Raises:
+        ValueError: naming both files.
+    """
+    if first != file:
+        raise ValueError(
+            f"{first} and {file} both hold {name}; the shards are not of one model, copy the "
+            "directory again"
+        )
+
+
+def check_dtypes(dtypes: Mapping[str, str], file_of: Mapping[str, Path]) -> None:
+    """Weights are floating-point, and the same weight of every layer has one dtype.
+
+    Args:
+        dtypes: of each tensor, in the words of safetensors (F32, BF16).
+        file_of: the file that each lies in.
+
+    Raises:
+        ValueError: naming the first that differs.
+    """
+    like: dict[str, Counter[str]] = {}
+    for name, dtype in dtypes.items():
+        if dtype not in _FLOATS and not _SURPLUS.match(name):
+            raise ValueError(
+                f"{file_of[name]}: {name} is {dtype}, and weights are F32, F16 or BF16; "
+                "take the model as it was released, not quantised"
+            )
+        like.setdefault(_NUMBER.sub("N", name), Counter())[dtype] += 1
+    for name, dtype in dtypes.items():
+        usual = like[_NUMBER.sub("N", name)].most_common(1)[0][0]
+        if dtype != usual:
+            raise ValueError(
+                f"{file_of[name]}: {name} is {dtype}, and the same weight of other "
+                f"layers is {usual}; the shards are not of one model, copy the directory again"
+            )
+
+
 def shard_names(index: Path) -> list[str]:
     """The files that an index of shards names.
 
@@ -126,7 +153,7 @@ def shard_names(index: Path) -> list[str]:
     """
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{index} is not an index of safetensors shards ({error!r})") from error
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
@@ -164,10 +191,34 @@ class RandomSource:
 def parameter_shapes(
     config: InstructBlipConfig, instruction_aware: bool = True, lora: LoraSection | None = None
 ) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of all parameters, from a model on the meta device."""
-    with torch.device("meta"):
-        model = InstructBlip(config, instruction_aware, lora)
+    """Names and shapes of all parameters, from a model on the meta device.
+
+    Raises:
+        ValueError: when no model can be built of the configuration, or adapters do not fit it.
+    """
+    try:
+        _check_heads(config)
+        with torch.device("meta"):
+            model = InstructBlip(config, instruction_aware, lora)
+    except ValueError:
+        raise
+    except _UNUSABLE as error:
+        where = f"{config.name_or_path}/config.json" if config.name_or_path else "the given sizes"
+        raise ValueError(
+            f"no model can be built of {where}: {type(error).__name__}, {error}; correct the "
+            "value, or take the configuration that belongs to the weights"
+        ) from error
     return {name: tuple(parameter.shape) for name, parameter in model.weights()}
+
+
+def _check_heads(config: InstructBlipConfig) -> None:
+    for key in ("vision_config", "qformer_config"):
+        heads, width = getattr(config, key).num_attention_heads, getattr(config, key).hidden_size
+        if heads < 1 or width % heads:
+            raise ValueError(
+                f"{key}.num_attention_heads is {heads}, which does not divide {key}.hidden_size "
+                f"({width}); take the configuration that belongs to the weights"
+            )
 
 
 def choose_sources(
@@ -191,8 +242,8 @@ def choose_sources(
         if unknown:
             raise ValueError(
                 f"{source.description} holds {len(unknown)} tensors that an InstructBLIP of this "
-                f"configuration does not have, the first is {_as_stored(source, unknown[0])!r}; is "
-                "config.json its own?"
+                f"configuration does not have, the first is {_as_stored(source, unknown[0])!r}; "
+                f"{_why_unknown(unknown[0])}"
             )
         for name, shape in source.shapes().items():
             if name not in wanted:
@@ -208,7 +259,7 @@ def choose_sources(
         described = ", ".join(source.description for source in sources)
         raise ValueError(
             f"{len(missing)} parameters are in none of the given weights ({described}) and would "
-            f"stay random, the first is {missing[0]!r}: {describe_missing(missing)}"
+            f"stay random, the first is {missing[0]!r}: {describe_missing(missing, chosen)}"
         )
     return chosen
 
@@ -219,7 +270,15 @@ def _as_stored(source: TensorSource, name: str) -> str:
     return stored
 
 
+def _why_unknown(name: str) -> str:
+    if is_adapter(name):
+        return "are lora.targets those that it was trained with?"
+    return "is config.json its own?"
+
+
 def _why_shapes_differ(name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> str:
+    if is_adapter(name):
+        return "adapters and their settings (rank, targets) do not belong together"
     if name.startswith("language_projection.") and found[0] != wanted[0]:
         return (
             f"they were trained with a language model of width {found[0]}, and this one's is "
@@ -236,15 +295,40 @@ def read_model_type(directory: Path) -> str | None:
     """
     file = directory / "config.json"
     if not file.is_file():
+        found = "it has no config.json" if directory.is_dir() else "there is no such directory"
         raise ValueError(
-            f"{directory} is not a model: it has no config.json. model.base names a directory in "
-            "transformers' InstructBLIP format (`ibtrain export RUN --to hf` writes one)"
+            f"{directory} is not a model: {found}; give the directory of a downloaded model, or of "
+            "an export (`ibtrain export RUN --to hf` writes one)"
         )
     try:
-        found: str | None = json.loads(file.read_text()).get("model_type")
-    except (ValueError, AttributeError) as error:
+        model_type: str | None = json.loads(file.read_text()).get("model_type")
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{file} is not a JSON object ({error})") from error
-    return found
+    return model_type
+
+
+def open_config(kind: Any, directory: Path) -> Any:
+    """transformers' configuration of a directory, without ever running code that it holds.
+
+    Args:
+        kind: a configuration class of transformers, or `AutoConfig`.
+        directory: has a config.json.
+
+    Raises:
+        ValueError: when transformers cannot make a configuration of config.json.
+    """
+    # AutoConfig alone takes the switch; others would keep it as a value.
+    switch = {"trust_remote_code": False} if kind is AutoConfig else {}
+    try:
+        config = kind.from_pretrained(directory, local_files_only=True, **switch)
+    except (*_UNUSABLE, OSError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"{directory / 'config.json'} is no configuration that transformers can open "
+            f"({type(error).__name__}, {first}); copy it again, or name a supported model"
+        ) from error
+    config.name_or_path = directory
+    return config
 
 
 def read_config(directory: Path) -> InstructBlipConfig:
@@ -258,7 +342,8 @@ def read_config(directory: Path) -> InstructBlipConfig:
         raise ValueError(
             f"{directory / 'config.json'} is of model type {found!r}; an 'instructblip' is wanted"
         )
-    return InstructBlipConfig.from_pretrained(directory, local_files_only=True)
+    config: InstructBlipConfig = open_config(InstructBlipConfig, directory)
+    return config
 
 
 def check_vocabularies(

@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import pytest
@@ -138,3 +139,23 @@ def test_a_t5_answer_has_one_end_token(t5):
     whole = t5.language("a red circle at the top left", add_special_tokens=False).input_ids
     assert t5.answer("a red circle at the top left") == (*whole[:3], 1)
     assert t5.answer("") == (1,)
+
+
+@pytest.mark.parametrize("damaged", ["tokenizer_config.json", "qformer_tokenizer/tokenizer.json"])
+def test_a_damaged_tokenizer_is_named(tiny_processor, tmp_path, damaged):
+    shutil.copytree(tiny_processor, tmp_path / "base")
+    (tmp_path / "base" / damaged).write_text("{oops")
+    place = (tmp_path / "base" / damaged).parent
+    with pytest.raises(ValueError, match=rf"{place} has no tokenizer that can be opened \(.*again"):
+        InstructionTokenizer.from_directory(tmp_path / "base")
+
+
+def test_code_beside_a_tokenizer_is_never_offered_to_run(tiny_processor, tmp_path, capsys):
+    shutil.copytree(tiny_processor, tmp_path / "base")
+    file = tmp_path / "base/tokenizer_config.json"
+    code = {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["code.Mine", None]}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | code))
+    (tmp_path / "base/code.py").write_text("raise AssertionError('this ran')\n")
+    with pytest.raises(ValueError, match="has no tokenizer that can be opened"):
+        InstructionTokenizer.from_directory(tmp_path / "base")
+    assert "[y/N]" not in capsys.readouterr().out

@@ -73,7 +73,7 @@ def test_an_unknown_language_model_is_named():
 
 
 def test_a_base_that_is_not_there(tmp_path):
-    with pytest.raises(ValueError, match=r"it has no config\.json"):
+    with pytest.raises(ValueError, match="there is no such directory"):
         base_config(ModelSection(base=tmp_path / "absent"))
 
 

@@ -1,5 +1,7 @@
 """A base put together from released files gives the model that they were taken from."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from tests.model.released import (
     write_eva,
     write_language,
 )
-from tests.tiny import tiny_config, tiny_model, vocabularies
+from tests.tiny import tiny_config, tiny_model, vocabularies, write_tiny_base
 
 
 class Released:
@@ -200,3 +202,44 @@ def test_a_padding_token_gets_a_row(tmp_path, tiny_processor):
     assert rows.shape[0] == config.text_config.vocab_size
     torch.testing.assert_close(rows[384], rows[:384].mean(0))
     assert torch.equal(rows[:384], model.language_model.lm_head.weight[:384])
+
+
+def test_a_file_of_another_stage_is_refused(released):
+    state = trimmed(released.state)
+    first = {name: tensor for name, tensor in state.items() if "_proj." not in name}
+    stage1 = released.save("first.pth", first | {"itm_head.bias": torch.ones(2)})
+    stage2 = released.save("second.pth", state)
+    with pytest.raises(ValueError, match=r"stage1 .*second\.pth has a projection .*parts\.stage2"):
+        chosen_of(released.section(vision=released.vision, stage1=stage2, stage2=stage1))
+    with pytest.raises(ValueError, match=r"stage2 .*first\.pth has the heads .*parts\.stage1"):
+        chosen_of(released.section(vision=released.vision, stage2=stage1, random=["projection"]))
+
+
+def test_a_file_for_another_language_model_is_said_to_be_one(released):
+    other = "t5_proj" if released.model.config.text_config.model_type == "llama" else "llm_proj"
+    state = {
+        name.replace("llm_proj", other).replace("t5_proj", other): tensor
+        for name, tensor in trimmed(released.state).items()
+    }
+    file = released.save("other.pth", state)
+    with pytest.raises(ValueError, match=rf"other\.pth \(without its {other}, which leads into"):
+        chosen_of(released.section(vision=released.vision, instructblip=file))
+
+
+def test_directories_of_other_models(released, tmp_path, tiny_processor):
+    with pytest.raises(ValueError, match=r"has no \[CLS\], so it is not BERT's"):
+        chosen_of(released.section(bert=released.language))
+    whole = write_tiny_base(tmp_path / "whole", tiny_processor)
+    with pytest.raises(ValueError, match="is a whole instructblip, not a language model alone"):
+        chosen_of(released.section(language=whole))
+
+
+def test_code_beside_a_language_model_is_never_offered_to_run(released, tmp_path, capsys):
+    shutil.copytree(released.language, tmp_path / "language")
+    file = tmp_path / "language/config.json"
+    values = {"model_type": "nonesuch", "auto_map": {"AutoConfig": "code.Config"}}
+    file.write_text(json.dumps(values))
+    (tmp_path / "language/code.py").write_text("raise AssertionError('this ran')\n")
+    with pytest.raises(ValueError, match=r"config\.json is no configuration that transformers can"):
+        chosen_of(released.section(language=tmp_path / "language"))
+    assert "[y/N]" not in capsys.readouterr().out

@@ -1,8 +1,9 @@
+import json
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig
+from transformers import LlamaConfig, T5Config
 
 from ibtrain.model.vicuna import NORM, check_vicuna, check_whole, names_of
 
@@ -68,3 +69,20 @@ def test_what_a_model_is_called(tmp_path):
     assert names_of(Path("bases/vicuna"), config) == ["vicuna", "lmsys/vicuna-7b-v1.3"]
     config._name_or_path = ""
     assert names_of(cached, config) == ["0123", "models--lmsys--vicuna-7b-v1.1"]
+
+
+def test_the_name_that_config_json_has(tmp_path):
+    directory = tmp_path / "language"
+    config = released()
+    config.save_pretrained(directory)
+    values = json.loads((directory / "config.json").read_text())
+    values["_name_or_path"] = "lmsys/vicuna-7b-v1.5"
+    (directory / "config.json").write_text(json.dumps(values))
+    opened = LlamaConfig.from_pretrained(directory)
+    opened._name_or_path = str(directory)  # as AutoConfig leaves it
+    assert names_of(directory, opened) == ["language", "lmsys/vicuna-7b-v1.5"]
+
+
+def test_a_t5_is_no_vicuna():
+    with pytest.raises(ValueError, match="here is of type 't5' and no Vicuna"):
+        check_vicuna(T5Config(), ["flan-t5-xl"], "here", alone=True)

@@ -233,7 +233,57 @@ def test_a_config_of_something_else(tmp_path, text, said):
 
 def test_a_directory_without_config(tmp_path):
     with pytest.raises(ValueError, match=r"is not a model: it has no config\.json"):
+        read_config(tmp_path)
+    with pytest.raises(ValueError, match="absent is not a model: there is no such directory"):
         read_config(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "said"),
+    [
+        ("text_config", {"model_type": "nonesuch"}, r"config\.json is no configuration .*nonesuch"),
+        (
+            "text_config",
+            {"hidden_act": "nonesuch"},
+            r"no model can be built of .*config\.json: Key",
+        ),
+        ("text_config", {"hidden_size": "wide"}, r"no model can be built of .*config\.json: Type"),
+        ("text_config", {"num_attention_heads": 0}, "no model can be built of .*: ZeroDivision"),
+        ("vision_config", {"patch_size": 0}, "no model can be built of .*: ZeroDivision"),
+        ("vision_config", {"num_attention_heads": 5}, "heads is 5, which does not divide .*24"),
+        ("qformer_config", {"num_attention_heads": 0}, "heads is 0, which does not divide .*20"),
+    ],
+)
+def test_a_config_of_which_no_model_can_be_built(tmp_path, part, changes, said):
+    tiny_config().save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    values = json.loads(file.read_text())
+    values[part] |= changes
+    file.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=said):
+        parameter_shapes(read_config(tmp_path))
+
+
+def test_a_config_nested_without_end(tmp_path):
+    (tmp_path / "config.json").write_text("[" * 200_000)
+    with pytest.raises(ValueError, match="is not a JSON object"):
+        read_config(tmp_path)
+
+
+def test_a_tensor_in_two_shards_is_refused(tmp_path):
+    files = [tmp_path / f"{number}.safetensors" for number in range(2)]
+    for number, file in enumerate(files):
+        save_file({"one": torch.full((2,), float(number))}, file)
+    with pytest.raises(ValueError, match=r"0\.safetensors and .*1\.safetensors both hold one"):
+        SafetensorsSource(files, "base")
+
+
+def test_what_is_missing_of_a_part_that_is_there(tmp_path):
+    config = tiny_config()
+    shapes = parameter_shapes(config)
+    del shapes["language_model.lm_head.weight"]
+    with pytest.raises(ValueError, match="1 of the language model; where a part is there and not"):
+        choose_sources(config, True, [RandomSource(shapes, 0, 0.1)])
 
 
 def test_vocabularies_that_fit():
