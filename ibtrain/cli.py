@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(error)
         return FAILED
     except KeyboardInterrupt:
-        _complain("stopped before a checkpoint was saved")
+        _complain("stopped" + " before a checkpoint was saved" * (parsed.verb == "train"))
         return FAILED
 
 

@@ -13,6 +13,7 @@ was wrong.
 import argparse
 import json
 import logging
+import math
 import sys
 from pathlib import Path
 
@@ -24,9 +25,10 @@ def main(arguments: list[str] | None = None) -> int:
     parsed = _parser().parse_args(arguments)
     # Imported late: --help must not wait for torch.
     from ibtrain.export import export
-    from ibtrain.export.proof import ExportError
 
     try:
+        if not 0 < parsed.shard_gigabytes < math.inf:
+            raise ValueError(f"--shard-gigabytes is {parsed.shard_gigabytes}; give one above 0")
         report = export(
             parsed.model,
             parsed.out,
@@ -35,11 +37,14 @@ def main(arguments: list[str] | None = None) -> int:
             whole=parsed.whole,
             shard_bytes=int(parsed.shard_gigabytes * 1e9),
         )
-    except ValueError as error:
+    except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError) as error:
         print(f"export_checkpoint: {error}", file=sys.stderr)
         return WRONG_REQUEST
-    except (ExportError, OSError) as error:
+    except (RuntimeError, OSError) as error:
         print(f"export_checkpoint: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("export_checkpoint: stopped; nothing is written", file=sys.stderr)
         return FAILED
     if parsed.json:
         print(json.dumps({"directory": str(report.directory), "proof": report.proof}))

@@ -1,12 +1,14 @@
 """The directory of an export: it appears whole and proven, or not at all."""
 
 import json
+import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from ibtrain.config import dump_recipe
 from ibtrain.model.census import census
 from ibtrain.model.opening import EXPORT_REPORT, RECIPE_FILE, FoundModel
 from ibtrain.run_directory import sync_directory
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,16 +41,39 @@ class ExportReport:
 
 
 def check_out(out: Path) -> None:
-    """Refuses an output that is there already.
+    """Refuses an output that is there already, or that no directory can hold.
 
     Raises:
-        ValueError: when it is.
+        ValueError: when it is, or something above it is a file.
     """
     if out.exists() or out.is_symlink():
         kind = "exists" if out.is_dir() else "is a file"
         raise ValueError(
             f"{out} {kind}, and an export replaces nothing; give the name of a new directory"
         )
+    files = [parent for parent in out.parents if parent.is_file()]
+    if files:
+        raise ValueError(f"{out} cannot be made, for {files[0]} is a file; give another place")
+
+
+# How the tokenizers library and torch's archives tell that the file system has refused.
+_OF_THE_DISK = ("os error", "inline_container")
+
+
+@contextmanager
+def failures_of_the_disk(place: Path) -> Iterator[None]:
+    """Around what writes through a library that does not raise OSError at a full disk.
+
+    Raises:
+        OSError: naming `place`.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not any(sign in str(error) for sign in _OF_THE_DISK):
+            raise
+        first = str(error).strip().partition("\n")[0]
+        raise OSError(f"{place} cannot be written ({first}); is the disk full?") from error
 
 
 @contextmanager
@@ -60,6 +87,10 @@ def written_whole(out: Path) -> Iterator[Path]:
     """
     check_out(out)
     out.parent.mkdir(parents=True, exist_ok=True)
+    for left in out.parent.glob(f".{escape(out.name)}.writing-*"):
+        logger.warning(
+            "%s is left of an export that was killed (or still runs); if none does, remove it", left
+        )
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.writing-", dir=out.parent))
     try:
         yield temporary
@@ -69,7 +100,13 @@ def written_whole(out: Path) -> Iterator[Path]:
 
 
 def write_report(
-    found: FoundModel, directory: Path, kind: str, written: dict[str, int], proof: dict[str, Any]
+    found: FoundModel,
+    directory: Path,
+    kind: str,
+    written: dict[str, Any],
+    proof: dict[str, Any],
+    *,
+    on_base: bool = False,
 ) -> None:
     """Writes export_report.json, and beside it the recipe where there is one.
 
@@ -77,10 +114,13 @@ def write_report(
         found: the model.
         directory: the export.
         kind: its format.
-        written: numbers of shards, parameters and bytes.
+        written: numbers of shards, parameters and bytes, and what else is to be said.
         proof: what was proven.
+        on_base: whether the export holds a part of the model, to be put on the recipe's base. The
+            recipe is left out where the model was not read as that base and what was trained on
+            it: the part would then be put on other weights than it was taken from.
     """
-    if found.recipe is not None:
+    if found.recipe is not None and not (on_base and found.base is None):
         (directory / RECIPE_FILE).write_text(dump_recipe(found.recipe), encoding="utf-8")
     shapes = {name: source.shapes()[name] for name, source in found.sources.items()}
     report = {

@@ -27,7 +27,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ibtrain.export.directory import ExportReport, write_report, written_whole
+from ibtrain.export.directory import (
+    ExportReport,
+    failures_of_the_disk,
+    write_report,
+    written_whole,
+)
 from ibtrain.export.peft import adapters_of, write_adapters
 from ibtrain.export.proof import prove_huggingface
 from ibtrain.export.weight_shards import SHARD_BYTES, write_weights
@@ -88,7 +93,11 @@ def export_huggingface(
             rounded=dtype not in (None, torch.float32) or kept_rounded,
             memory=shard_bytes + 2**30,
         )
-        counts = {key: getattr(written, key) for key in ("parameters", "bytes", "shards")}
+        counts: dict[str, Any] = {
+            key: getattr(written, key) for key in ("parameters", "bytes", "shards")
+        }
+        if keep_adapter:
+            counts["adapters"] = "apart"
         kind = "instructblip" if found.instruction_aware else "blip-2"
         write_report(found, directory, kind, counts, proof)
     return ExportReport(out, proof)
@@ -126,6 +135,7 @@ def _write_processor(found: FoundModel, directory: Path) -> PreTrainedTokenizerB
 
     Raises:
         ValueError: when the base has no image processor, or the Q-Former no row for a token.
+        OSError: when the file system cannot take it.
     """
     source = found.processor_directory
     try:
@@ -142,15 +152,16 @@ def _write_processor(found: FoundModel, directory: Path) -> PreTrainedTokenizerB
         source / _QFORMER_TOKENIZER, local_files_only=True, use_fast=True
     )
     queries = found.config.num_query_tokens
-    if found.instruction_aware:
-        InstructBlipProcessor(
-            image_processor, tokenizer, qformer, num_query_tokens=queries
-        ).save_pretrained(directory)
-    else:
-        Blip2Processor(image_processor, tokenizer, num_query_tokens=queries).save_pretrained(
-            directory
-        )
-        qformer.save_pretrained(directory / _QFORMER_TOKENIZER)
+    with failures_of_the_disk(directory):
+        if found.instruction_aware:
+            InstructBlipProcessor(
+                image_processor, tokenizer, qformer, num_query_tokens=queries
+            ).save_pretrained(directory)
+        else:
+            Blip2Processor(image_processor, tokenizer, num_query_tokens=queries).save_pretrained(
+                directory
+            )
+            qformer.save_pretrained(directory / _QFORMER_TOKENIZER)
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     return tokenizer
 

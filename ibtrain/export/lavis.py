@@ -14,7 +14,12 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ibtrain.export.directory import ExportReport, write_report, written_whole
+from ibtrain.export.directory import (
+    ExportReport,
+    failures_of_the_disk,
+    write_report,
+    written_whole,
+)
 from ibtrain.export.proof import prove_lavis
 from ibtrain.model.instructblip import part_of
 from ibtrain.model.lavis import to_lavis
@@ -48,7 +53,7 @@ def export_lavis(model_path: Path, out: Path, *, whole: bool = False) -> ExportR
 
         written = write_torch_file(tensors, directory / TRIMMED)
         proof = prove_lavis(found, directory)
-        write_report(found, directory, "lavis", written, proof)
+        write_report(found, directory, "lavis", written, proof, on_base=not whole)
     return ExportReport(out, proof)
 
 
@@ -79,11 +84,14 @@ def write_torch_file(
 
     Returns:
         Numbers of parameters and bytes.
+
+    Raises:
+        OSError: when the file system cannot take it.
     """
     planned = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors()}
     with FakeTensorMode():
         empty = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in planned.items()}
-    with torch.serialization.skip_data(materialize_fake_tensors=True):
+    with failures_of_the_disk(file), torch.serialization.skip_data(materialize_fake_tensors=True):
         torch.save({"model": empty}, file)
     with FakeTensorMode():
         laid_out: dict[str, Any] = torch.load(file, weights_only=True)["model"]

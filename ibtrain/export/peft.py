@@ -43,7 +43,7 @@ def export_peft(model_path: Path, out: Path) -> ExportReport:
         proof = prove_peft(found, directory)
         written["parameters"] += sum(tensor.numel() for tensor in beside.values())
         written["bytes"] += sum(tensor.nbytes for tensor in beside.values())
-        write_report(found, directory, "peft", written, proof)
+        write_report(found, directory, "peft", written, proof, on_base=True)
     return ExportReport(out, proof)
 
 

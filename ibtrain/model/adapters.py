@@ -10,7 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from ibtrain.config import LoraSection
+from ibtrain.model.lora import adapter_targets
 from ibtrain.model.sources import RenamedSource
 from ibtrain.model.weights import SafetensorsSource, TensorSource
 from ibtrain.run_directory import read_json
@@ -26,6 +29,7 @@ _PLAIN: dict[str, Any] = {
     "peft_type": "LORA",
     "use_dora": False,
     "use_rslora": False,
+    "lora_bias": False,
     "fan_in_fan_out": False,
     "bias": "none",
     "rank_pattern": {},
@@ -58,12 +62,48 @@ def read_adapter_settings(directory: Path) -> LoraSection:
     targets = values.get("target_modules")
     if not isinstance(targets, list) or not targets:
         raise ValueError(f"{file}: target_modules is {targets!r}; a list of layer names is wanted")
-    return LoraSection(
-        rank=values["r"],
-        alpha=values["lora_alpha"],
-        dropout=values.get("lora_dropout", 0.0),
-        targets=tuple(sorted(targets)),
-    )
+    settings = {
+        "rank": values.get("r"),
+        "alpha": values.get("lora_alpha"),
+        "dropout": values.get("lora_dropout", 0.0),
+        "targets": targets,
+    }
+    try:
+        lora = LoraSection.model_validate(settings)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise ValueError(
+            f"{file}: {fault['loc'][0]} cannot be {fault['input']!r} ({fault['msg']}); export the "
+            "adapter again"
+        ) from error
+    return lora.model_copy(update={"targets": tuple(sorted(targets))})
+
+
+def check_adapter_settings(directory: Path, trained: LoraSection, model_type: str) -> None:
+    """Refuses adapters whose settings are not those that they were trained with.
+
+    Args:
+        directory: in peft's format.
+        trained: the settings in the recipe beside them.
+        model_type: the language model's.
+
+    Raises:
+        ValueError: naming the first setting that differs.
+    """
+    found = read_adapter_settings(directory)
+    pairs = {
+        "r": (found.rank, trained.rank),
+        "lora_alpha": (found.alpha, trained.alpha),
+        "target_modules": tuple(
+            sorted(adapter_targets(lora, model_type)) for lora in (found, trained)
+        ),
+    }
+    for key, (now, then) in pairs.items():
+        if now != then:
+            raise ValueError(
+                f"{directory / ADAPTER_CONFIG}: {key} is {now}, and the recipe beside it was "
+                f"trained with {then}; the files are of two exports, export the model again"
+            )
 
 
 def adapter_source(directory: Path) -> TensorSource:

@@ -23,6 +23,7 @@ from ibtrain.model.adapters import (
     ADAPTER_CONFIG,
     ADAPTER_DIRECTORY,
     adapter_source,
+    check_adapter_settings,
     read_adapter_settings,
 )
 from ibtrain.model.base import (
@@ -151,12 +152,13 @@ def find_model(path: Path) -> FoundModel:
     if path.is_file() and path.suffix in (".yaml", ".yml"):
         return _fitted(_of_recipe(load_recipe(str(path)), [], f"the base of {path}"))
     if not path.is_dir():
-        raise ValueError(f"{path} is not a model: there is no such directory")
+        found = "it is a file" if path.is_file() else "there is no such directory"
+        raise ValueError(f"{path} is not a model: {found}")
     if (path / "config.json").is_file():
         weights = _of_transformers(path)
     elif (path / MANIFEST).is_file() or (path / STATE).is_file():
         weights = _of_step(path)
-    elif (path / EXPORT_REPORT).is_file():
+    elif any((path / name).is_file() for name in (EXPORT_REPORT, TRIMMED, TRAINED_BESIDE)):
         weights = _of_trained_part(path)
     elif checkpoints(path).is_dir() or (path / RECIPE_FILE).is_file():
         latest = latest_step(path)
@@ -277,7 +279,7 @@ def _of_transformers(directory: Path) -> _Weights:
     recipe = _recipe_beside(directory)
     adapter = directory / ADAPTER_DIRECTORY
     lora, trained = None, []
-    if (adapter / ADAPTER_CONFIG).is_file():
+    if (adapter / ADAPTER_CONFIG).is_file() or _keeps_adapters(directory):
         lora = read_adapter_settings(adapter)
         trained = [adapter_source(adapter)]
         _check_adapter(adapter, config, lora)
@@ -292,6 +294,12 @@ def _of_transformers(directory: Path) -> _Weights:
         limits=_limits(recipe),
         lora=lora,
     )
+
+
+def _keeps_adapters(directory: Path) -> bool:
+    """Whether a directory is an export whose adapters lie apart."""
+    file = directory / EXPORT_REPORT
+    return file.is_file() and read_json(file, "copy it again").get("adapters") == "apart"
 
 
 def _check_adapter(adapter: Path, config: InstructBlipConfig, lora: LoraSection) -> None:
@@ -325,22 +333,47 @@ def _of_recipe(
 
 def _of_trained_part(directory: Path) -> _Weights:
     """An export that holds what was trained and not the base: peft's or LAVIS's format."""
-    report = read_json(directory / EXPORT_REPORT, "export the model again")
+    report = read_json(directory / EXPORT_REPORT, "copy the export again")
+    if not (directory / RECIPE_FILE).is_file():
+        raise ValueError(
+            f"{directory} holds only a part of a model, and without a {RECIPE_FILE} it does not "
+            "say of which base; open it with the program that it was exported for, or copy the "
+            "export again"
+        )
     recipe = load_recipe(str(directory / RECIPE_FILE))
     _check_base_is_there(recipe, directory)
-    encoder_decoder = report.get("language_model") == "t5"
+    model_type = report.get("language_model")
     trained: list[TensorSource] = []
-    if (directory / TRIMMED).is_file():
+    if report.get("format") == "lavis":
         # Adapters are merged into the language model's weights there.
         recipe = recipe.model_copy(update={"model": _without_adapters(recipe.model)})
-        trained.append(LavisSource(directory / TRIMMED, encoder_decoder=encoder_decoder))
+        file = _part_of_export(directory, TRIMMED)
+        trained.append(LavisSource(file, encoder_decoder=model_type == "t5"))
+    elif report.get("format") == "peft" and recipe.model.lora is not None:
+        if "full" in recipe.model.train_parts.model_dump().values():
+            file = _part_of_export(directory, TRAINED_BESIDE)
+            trained.append(SafetensorsSource([file], f"export {directory}"))
+        check_adapter_settings(directory, recipe.model.lora, str(model_type))
+        trained.append(adapter_source(directory))
     else:
-        if (directory / TRAINED_BESIDE).is_file():
-            trained.append(SafetensorsSource([directory / TRAINED_BESIDE], f"export {directory}"))
-        if recipe.model.lora is not None:
-            read_adapter_settings(directory)
-            trained.append(adapter_source(directory))
+        raise ValueError(
+            f"{directory / EXPORT_REPORT} is not the report of an export in peft's or LAVIS's "
+            "format; copy the export again"
+        )
     return _of_recipe(recipe, trained, str(directory), base=_fingerprint_in(report))
+
+
+def _part_of_export(directory: Path, name: str) -> Path:
+    """A file without which the export would open as another model.
+
+    Raises:
+        ValueError: when it is not there.
+    """
+    if not (directory / name).is_file():
+        raise ValueError(
+            f"{directory} lacks {name}, in which trained weights lie; copy the export again"
+        )
+    return directory / name
 
 
 def _without_adapters(section: ModelSection) -> ModelSection:

@@ -51,3 +51,32 @@ def test_a_job_that_fails(base, tmp_path, capsys, monkeypatch):
     arguments = [str(base), "--to", "hf", "--out", str(tmp_path / "out")]
     assert export_checkpoint.main(arguments) == 1
     assert "No space left" in capsys.readouterr().err
+
+
+def test_a_place_that_is_none(base, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    arguments = [str(base), "--to", "hf", "--out", str(tmp_path / "file/out")]
+    assert export_checkpoint.main(arguments) == 2
+    assert "file is a file; give another place" in capsys.readouterr().err
+    arguments = [str(base), "--to", "hf", "--out", str(tmp_path / "out")]
+    assert export_checkpoint.main([*arguments, "--shard-gigabytes", "inf"]) == 2
+    assert "--shard-gigabytes is inf" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt()])
+def test_no_traceback(base, tmp_path, capsys, monkeypatch, error):
+    def broken(*arguments):
+        raise error
+
+    monkeypatch.setattr("ibtrain.export.huggingface.write_weights", broken)
+    arguments = [str(base), "--to", "hf", "--out", str(tmp_path / "out")]
+    assert export_checkpoint.main(arguments) == 1
+    assert capsys.readouterr().err.startswith("export_checkpoint: ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_export_left_is_named(base, tmp_path, caplog):
+    (tmp_path / ".out.writing-abc").mkdir()
+    arguments = [str(base), "--to", "hf", "--out", str(tmp_path / "out")]
+    assert export_checkpoint.main(arguments) == 0
+    assert ".out.writing-abc is left of an export that was killed" in caplog.text

@@ -219,3 +219,13 @@ def test_the_batch_of_the_proof_tells_pictures_and_instructions_apart(base):
     seen = proof._our_logits(found, proof._drawn_picture())
     blank = proof._our_logits(found, Image.new("RGB", (120, 90)))
     assert (seen - blank).abs().max() > 100 * proof.TOLERANCE
+
+
+def test_a_disk_too_full_for_a_tokenizer(base, tmp_path, monkeypatch):
+    def full(*arguments, **more):
+        raise Exception("No space left on device (os error 28)")  # as the tokenizers library does
+
+    monkeypatch.setattr("ibtrain.export.huggingface.InstructBlipProcessor.save_pretrained", full)
+    with pytest.raises(OSError, match=r"cannot be written \(No space left.*is the disk full\?"):
+        export_huggingface(base, tmp_path / "out")
+    assert not list(tmp_path.iterdir())

@@ -76,3 +76,30 @@ def test_a_file_is_written_tensor_by_tensor(tmp_path):
         for name, tensor in tensors.items():
             assert torch.equal(back[name], tensor), name
             assert back[name].dtype == tensor.dtype
+
+
+def test_an_export_that_lost_its_weights_is_refused(base, tmp_path):
+    write_tiny_run(tmp_path / "run", base=base)
+    out = export(tmp_path / "run", tmp_path / "out", "lavis").directory
+    (out / TRIMMED).unlink()
+    with pytest.raises(ValueError, match=rf"lacks {TRIMMED}, in which trained weights lie"):
+        find_model(out)
+
+
+def test_the_part_of_a_merged_export_is_not_put_on_the_base_of_the_run(base, tmp_path):
+    """The export's language model has adapters merged in and the base's has none."""
+    write_tiny_run(tmp_path / "run", base=base, train_parts={"language": "lora"})
+    merged = export(tmp_path / "run", tmp_path / "merged", "hf").directory
+    out = export(merged, tmp_path / "out", "lavis").directory
+    with pytest.raises(ValueError, match=r"without a recipe\.yaml it does not say of which base"):
+        find_model(out)
+
+
+def test_a_full_disk_is_said_to_be_one(base, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+
+    monkeypatch.setattr("torch.save", full)
+    with pytest.raises(OSError, match=r"trimmed\.pth cannot be written .*is the disk full\?"):
+        export(base, tmp_path / "out", "lavis")
+    assert not list(tmp_path.iterdir())

@@ -1,4 +1,5 @@
 import json
+import shutil
 import warnings
 from pathlib import Path
 
@@ -129,3 +130,45 @@ def test_adapters_that_got_changed_fail_the_proof(run, tmp_path, monkeypatch):
     with pytest.raises(ExportError, match="logits differ"):
         export(run, tmp_path / "out", "peft")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["trained.safetensors", "recipe.yaml", "export_report.json"])
+def test_an_export_that_lost_a_file_is_refused(adapter, tmp_path, name):
+    shutil.copytree(adapter, tmp_path / "copied")
+    (tmp_path / "copied" / name).unlink()
+    with pytest.raises(ValueError, match=rf"{name}.*copy the export again"):
+        find_model(tmp_path / "copied")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"r": 6}, "r is 6, and the recipe beside it was trained with 3"),
+        ({"lora_alpha": 9}, r"lora_alpha is 9\.0, and the recipe beside it was trained with 8"),
+        ({"target_modules": ["lm_head"]}, "target_modules is "),
+        ({"r": None}, "rank cannot be None"),
+        ({"target_modules": [1]}, "targets cannot be 1"),
+        ({"lora_bias": True}, "lora_bias is True"),
+    ],
+)
+def test_settings_that_it_was_not_trained_with_are_refused(adapter, tmp_path, changes, said):
+    shutil.copytree(adapter, tmp_path / "copied")
+    file = tmp_path / "copied/adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(ValueError, match=said):
+        find_model(tmp_path / "copied")
+
+
+def test_an_export_that_lost_its_adapters_is_refused(run, tmp_path):
+    kept = export(run, tmp_path / "kept", "hf", keep_adapter=True).directory
+    shutil.rmtree(kept / "adapter")
+    with pytest.raises(ValueError, match=r"adapter/adapter_config\.json is missing"):
+        find_model(kept)
+
+
+def test_adapters_of_an_export_are_not_put_on_the_base_of_the_run(run, tmp_path):
+    """The export's Q-Former is trained and the base's is not."""
+    kept = export(run, tmp_path / "kept", "hf", keep_adapter=True).directory
+    again = export(kept, tmp_path / "again", "peft").directory
+    with pytest.raises(ValueError, match=r"without a recipe\.yaml it does not say of which base"):
+        find_model(again)
