@@ -101,6 +101,7 @@ def _find_resume(
         write_atomically(recipe.output / "recipe.yaml", dump_recipe(recipe))
         return None
     state = read_state(directory)
+    _check_model(directory, state.get("recipe", {}).get("model", {}), recipe)
     changed = differences(state.get("base", base), base)
     if changed:
         raise RunDirectoryError(
@@ -121,6 +122,33 @@ def _find_resume(
     if recipe.checkpoint.resume_from is not None:
         set_aside_newer(recipe.output, directory)
     return directory, state["step"]
+
+
+def _check_model(directory: Path, then: dict[str, Any], recipe: Recipe) -> None:
+    """Refuses to go on with other parts trained, or with adapters that compute something else."""
+    now = recipe.model.model_dump(mode="json")
+    pairs = {
+        f"model.{key}": (then[key], now[key])
+        for key in ("instruction_aware", "train_parts")
+        if key in then
+    }
+    if then.get("lora") and now["lora"]:
+        pairs |= {
+            f"model.lora.{key}": (then["lora"][key], now["lora"][key]) for key in ("rank", "alpha")
+        }
+    for key, (before, found) in pairs.items():
+        if before != found:
+            raise RunDirectoryError(
+                f"{directory} was trained with {key}={_written(before)}, and the recipe says "
+                f"{_written(found)}; set it as it was, or start in a new output directory"
+            )
+
+
+def _written(value: Any) -> str:
+    """A value as it stands in a recipe."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_written(inner)}" for key, inner in value.items()) + "}"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _step_to_go_on_from(recipe: Recipe) -> Path | None:

@@ -311,3 +311,17 @@ def test_a_disk_that_stays_full(
     printed = succeeds(start(zygote, world_directory, run, cache))
     assert f"going on from {kept.name}" in printed
     assert digests(latest_step(run)) == digests(latest_step(finished))
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("model.instruction_aware=false", "instruction_aware=true, and the recipe says false"),
+        ("model.train_parts.qformer=frozen", r"train_parts=\{.*qformer: full, .*qformer: frozen, "),
+    ],
+)
+def test_another_model_than_the_checkpoint_had(
+    zygote: Zygote, world_directory: Path, run: Path, override: str, said: str
+) -> None:
+    told = sentence(start(zygote, world_directory, run, override), code=2)
+    assert re.search(rf"was trained with model\.{said}", told), told
