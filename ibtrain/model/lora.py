@@ -22,6 +22,8 @@ from ibtrain.config import LoraSection
 ADAPTER = "default"
 """peft's name of the one adapter that there is."""
 DEFAULT_TARGETS = {"llama": ("q_proj", "v_proj"), "t5": ("q", "v")}
+_OUTPUT = "lm_head"
+"""The output embedding of a Llama and of a T5."""
 _BASE_LAYER, _ADAPTER_PART = ".base_layer.", f".{ADAPTER}."
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 
@@ -62,7 +64,8 @@ def add_adapters(language_model: PreTrainedModel, lora: LoraSection) -> None:
     """Puts an adapter beside every target, in place; their values are undefined.
 
     Raises:
-        ValueError: when a target is no linear layer of the model.
+        ValueError: when a target is no linear layer of the model, or is the output embedding where
+            that is the input embedding too.
     """
     from peft import inject_adapter_in_model
 
@@ -78,8 +81,19 @@ def add_adapters(language_model: PreTrainedModel, lora: LoraSection) -> None:
             f"lora.targets names {unknown[0]!r}, which is no linear layer of this language model; "
             f"there are {', '.join(sorted(linear))}"
         )
+    if _OUTPUT in targets and _is_tied(language_model):
+        raise ValueError(
+            f"lora.targets names {_OUTPUT!r}, whose weights are the input embedding's as well in "
+            "this language model: the adapter could not be merged into them; leave it out"
+        )
     config = peft_config(lora, language_model.config.model_type)
     inject_adapter_in_model(config, language_model, adapter_name=ADAPTER)
+
+
+def _is_tied(language_model: PreTrainedModel) -> bool:
+    """Whether output and input embeddings are one tensor."""
+    output: nn.Linear = language_model.get_submodule(_OUTPUT)
+    return output.weight is language_model.get_input_embeddings().weight
 
 
 def merged_weight(weight_ED: Tensor, a_RD: Tensor, b_ER: Tensor, lora: LoraSection) -> Tensor:

@@ -202,3 +202,14 @@ def test_settings_where_none_are_given():
 def test_settings_that_make_no_sense(values, said):
     with pytest.raises(ValueError, match=said):
         section(**values)
+
+
+@pytest.mark.parametrize("language", ["llama", "t5"])
+def test_no_adapter_beside_an_output_that_is_the_input_too(language):
+    """Merged, it would change the input embedding as well."""
+    config = tiny_config(language=language).text_config
+    lora = LoraSection(rank=2, targets=("lm_head",))
+    build_language_model(config, lora)
+    config.tie_word_embeddings = True
+    with pytest.raises(ValueError, match=r"lora\.targets names 'lm_head', whose weights are"):
+        build_language_model(config, lora)
