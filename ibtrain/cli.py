@@ -462,6 +462,8 @@ def _picture(file: Path) -> bytes:
             return file.read_bytes()
     except UnidentifiedImageError as error:
         raise ValueError(f"{file} is not a picture; give --image one") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{file} is too large a picture ({error}); reduce it") from error
 
 
 def _add_evaluate(verbs: Any) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from ibtrain import __version__
 from ibtrain.cli import main
@@ -232,5 +233,14 @@ def test_ask_names_the_image_that_is_none(complaint, tmp_path):
     file = tmp_path / "answer.txt"
     file.write_text("42")
     assert f"{file} is not a picture" in complaint(
+        "ask", "model", "--image", str(file), "--prompt", "What?"
+    )
+
+
+def test_ask_names_the_image_that_is_too_large(complaint, tmp_path, monkeypatch):
+    file = tmp_path / "wall.png"
+    Image.new("1", (60, 50)).save(file)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert f"{file} is too large a picture" in complaint(
         "ask", "model", "--image", str(file), "--prompt", "What?"
     )

@@ -11,6 +11,7 @@ Shapes: I images, Q query tokens, B prompts, L padded row length, D language-mod
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf, isfinite
 from random import Random
 
 import torch
@@ -29,6 +30,8 @@ from ibtrain.model.t5 import start_token
 
 Picture = bytes | Image.Image
 _EXIF_ORIENTATION = 0x0112
+SMALLEST_TEMPERATURE = 1e-6
+"""Below it logits divided by it leave the range of fp32."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,16 @@ class DecodingSettings:
                 0 <= self.min_new_tokens <= self.max_new_tokens,
                 f"from 0 to max_new_tokens ({self.max_new_tokens})",
             ),
-            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
-            ("temperature", self.temperature > 0, "above 0 (for the likeliest answer: no sample)"),
+            ("repetition_penalty", 0 < self.repetition_penalty < inf, "above 0 and finite"),
+            ("length_penalty", isfinite(self.length_penalty), "finite"),
+            (
+                "temperature",
+                SMALLEST_TEMPERATURE <= self.temperature < inf,
+                f"at least {SMALLEST_TEMPERATURE:g} and finite (for the likeliest answer: no "
+                "sample)",
+            ),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("seed", self.seed >= 0, "at least 0"),
+            ("seed", 0 <= self.seed < 2**63, "at least 0 and below 2**63"),
         ):
             if not good:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be {wanted}")
@@ -92,7 +101,8 @@ def generate(
             the seed alone, so prompts are then answered one by one.
 
     Raises:
-        ValueError: when there are not as many lists of images as prompts, or an image is damaged.
+        ValueError: when there are not as many lists of images as prompts, an image is damaged, or
+            there is neither an image nor a token to begin with.
     """
     if len(images) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts come with {len(images)} lists of images")
@@ -150,7 +160,9 @@ def _padded_rows(
     visual = _visual_rows(opened, images, tokens)
     rows = []
     for own, instruction in zip(visual, tokens, strict=True):
-        text = embed(torch.tensor(instruction.language, device=device))
+        if not len(own) and not instruction.language:
+            raise ValueError("an empty prompt without an image leaves nothing to answer")
+        text = embed(torch.tensor(instruction.language, dtype=torch.long, device=device))
         rows.append(torch.cat([own.to(text.dtype), text]))
     longest = max(len(row) for row in rows)
     embeddings_BLD = rows[0].new_zeros(len(rows), longest, rows[0].shape[-1])
@@ -180,7 +192,9 @@ def _visual_rows(
     lengths = torch.tensor([0, *(len(text) for text in texts)])
     visual_IQD = opened.model.visual_tokens(
         pixels_ICHW.to(opened.device),
-        torch.tensor([token for text in texts for token in text], device=opened.device),
+        torch.tensor(
+            [token for text in texts for token in text], dtype=torch.long, device=opened.device
+        ),
         lengths.cumsum(0).to(torch.int32).to(opened.device),
         max(len(text) for text in texts),
     )

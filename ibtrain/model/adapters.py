@@ -36,7 +36,10 @@ _PLAIN: dict[str, Any] = {
     "alpha_pattern": {},
     "modules_to_save": None,
     "layers_to_transform": None,
+    "alora_invocation_tokens": None,
 }
+_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")
+"""Initialisations with which peft takes a part of the base's weights away."""
 
 
 def peft_names(name: str) -> tuple[str, str]:
@@ -59,6 +62,12 @@ def read_adapter_settings(directory: Path) -> LoraSection:
                 f"{file}: {key} is {found!r}, and adapters with anything but {plain!r} are not "
                 "supported"
             )
+    begun = values.get("init_lora_weights")
+    if isinstance(begun, str) and begun.startswith(_CHANGE_THE_BASE):
+        raise ValueError(
+            f"{file}: init_lora_weights is {begun!r}, which changes the base's weights as well, "
+            "and that is not supported"
+        )
     targets = values.get("target_modules")
     if not isinstance(targets, list) or not targets:
         raise ValueError(f"{file}: target_modules is {targets!r}; a list of layer names is wanted")

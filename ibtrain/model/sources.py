@@ -102,7 +102,7 @@ def source_of_directory(directory: Path) -> TensorSource:
     if any((directory / name).is_file() for name in _SAFE) or not has_weights(directory):
         return SafetensorsSource.of_directory(directory)
     index, single = (directory / name for name in _PICKLED)
-    files = [directory / name for name in shard_names(index)] if index.is_file() else [single]
+    files = [single] if single.is_file() else [directory / name for name in shard_names(index)]
     for file in files:
         if not file.is_file():
             raise ValueError(f"base {directory}: the shard {file.name} is missing; copy it again")

@@ -90,7 +90,8 @@ class SafetensorsSource:
         """The weights of a directory written by `save_pretrained`."""
         description = f"base {directory}"
         index = directory / INDEX_NAME
-        if not index.is_file():
+        # An index beside one whole file is a remnant, to transformers as well.
+        if (directory / SINGLE_NAME).is_file() or not index.is_file():
             return cls([directory / SINGLE_NAME], description)
         return cls([directory / name for name in shard_names(index)], description)
 

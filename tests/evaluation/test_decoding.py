@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from transformers import InstructBlipForConditionalGeneration, InstructBlipProcessor
 
+from ibtrain.data.tokenization import InstructionTokens
 from ibtrain.evaluation.decoding import ASKING, DecodingSettings, generate, pixels_of
 from ibtrain.model.opening import OpenedModel, open_model
 from tests.evaluation.pictures import encoded, noise
@@ -148,14 +149,29 @@ def test_pixels():
         ({"max_new_tokens": 0, "min_new_tokens": 0}, "max_new_tokens is 0"),
         ({"min_new_tokens": 31}, r"from 0 to max_new_tokens \(30\)"),
         ({"repetition_penalty": 0.0}, "repetition_penalty is 0"),
+        ({"repetition_penalty": float("inf")}, "repetition_penalty is inf"),
+        ({"length_penalty": float("nan")}, "length_penalty is nan"),
         ({"temperature": 0.0}, "temperature is 0"),
+        ({"temperature": 1e-300}, "temperature is 1e-300; it must be at least 1e-06"),
+        ({"temperature": float("inf")}, "temperature is inf"),
         ({"top_p": 1.1}, "top_p is 1.1"),
         ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**63}, "seed is 9223372036854775808"),
     ],
 )
 def test_settings_that_make_no_sense(values, message):
     with pytest.raises(ValueError, match=message):
         DecodingSettings(**values)
+
+
+def test_an_empty_prompt_may_have_no_token(opened, monkeypatch):
+    """Not every Llama's tokenizer begins with a token of its own."""
+    nothing = InstructionTokens(qformer=(2, 3), language=())
+    monkeypatch.setattr(opened.tokenizer, "instruction", lambda text: nothing)
+    alone = generate(opened, [[noise(0)]], [""], GREEDY)
+    assert generate(opened, [[noise(0)], [noise(0), noise(1)]], ["", ""], GREEDY)[:1] == alone
+    with pytest.raises(ValueError, match="an empty prompt without an image"):
+        generate(opened, [[noise(0)], []], ["", ""], GREEDY)
 
 
 def test_requests_that_make_no_sense(opened):

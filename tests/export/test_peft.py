@@ -11,6 +11,7 @@ from transformers import InstructBlipForConditionalGeneration
 
 from ibtrain.export import export, proof
 from ibtrain.export.proof import ExportError
+from ibtrain.model.adapters import read_adapter_settings
 from ibtrain.model.opening import find_model
 from ibtrain.model.weights import SINGLE_NAME
 from tests.tiny import write_tiny_base
@@ -172,3 +173,17 @@ def test_adapters_of_an_export_are_not_put_on_the_base_of_the_run(run, tmp_path)
     again = export(kept, tmp_path / "again", "peft").directory
     with pytest.raises(ValueError, match=r"without a recipe\.yaml it does not say of which base"):
         find_model(again)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"init_lora_weights": "pissa_niter_4"}, "which changes the base's weights as well"),
+        ({"alora_invocation_tokens": [5]}, r"alora_invocation_tokens is \[5\]"),
+    ],
+)
+def test_adapters_that_are_more_than_adapters(adapter, tmp_path, values, said):
+    given = json.loads((adapter / "adapter_config.json").read_text()) | values
+    (tmp_path / "adapter_config.json").write_text(json.dumps(given))
+    with pytest.raises(ValueError, match=rf"adapter_config\.json.*{said}"):
+        read_adapter_settings(tmp_path)

@@ -317,3 +317,14 @@ def test_set_trainable(trained):
     }[trained]
     assert found == {n for n, _ in model.named_parameters() if n.startswith(prefixes)}
     assert found
+
+
+def test_an_index_that_an_older_save_left_is_passed_over(tmp_path):
+    """transformers removes the shards of it, and not the index."""
+    twin = transformers_twin(tiny_model(tiny_config()))
+    twin.save_pretrained(tmp_path, max_shard_size="60KB")
+    twin.save_pretrained(tmp_path)
+    assert (tmp_path / INDEX_NAME).is_file()
+    source = SafetensorsSource.of_directory(tmp_path)
+    for name, parameter in twin.named_parameters():
+        assert torch.equal(source.get(name), parameter), name
