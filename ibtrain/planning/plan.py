@@ -204,7 +204,6 @@ class _Planner:
             samples,
             lengths,
             recompute=self.recompute if recompute is None else recompute,
-            kernels=self.recipe.kernels == "auto",
             keeps_inputs=keeps_inputs,
         )
 

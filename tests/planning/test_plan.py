@@ -120,6 +120,17 @@ def test_recomputing_costs_time_and_no_mfu():
     assert activations[0] > 4 * activations[1]
 
 
+def test_kernels_off_computes_the_same_and_keeps_no_scores():
+    """Attention is a library's then; transformers' own norms and activations keep more."""
+    whole = ["model.gradient_checkpointing=false"]
+    off = make_plan(load_recipe("vicuna13b", [*whole, "kernels=off"]), cluster("h200"))
+    auto = make_plan(load_recipe("vicuna13b", whole), cluster("h200"))
+    assert off.flops_per_sample == auto.flops_per_sample
+    kept = [plan.choices[1].memory_bytes_per_gpu["activations"] for plan in (off, auto)]
+    scores = 4 * 8 * 40 * (32 + 128 + 256) ** 2 * 40  # fp32, 8 samples, 40 heads, 40 layers
+    assert kept[0] - kept[1] < scores
+
+
 def test_mfu_is_arithmetic_over_time():
     plan = make_plan(load_recipe("vicuna7b"), cluster())
     for choice in plan.choices:
