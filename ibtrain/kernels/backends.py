@@ -184,6 +184,8 @@ def _named(name: str, kind: AttentionKind) -> Choice:
     if name not in list(Backend):
         raise ValueError(f"{ENVIRONMENT} is {name!r}; the backends are {', '.join(Backend)}")
     backend = Backend(name)
+    if kind.device.type == "meta" and backend in (Backend.FLASH, Backend.TORCH_VARLEN):
+        backend = Backend.TRITON  # the libraries cannot be asked there, and keep what it keeps
     reason = why_not(backend, kind)
     if reason:
         raise ValueError(

@@ -55,7 +55,9 @@ class Cluster:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; there must be at least 1")
         if self.network_rate is not None and not 0 < self.network_rate < math.inf:
-            raise ValueError(f"the network's rate is {self.network_rate}; give GB/s above 0")
+            raise ValueError(
+                f"the network's rate is {self.network_rate / 1e9:g} GB/s; give a number above 0"
+            )
 
     @property
     def world(self) -> int:
@@ -204,7 +206,6 @@ class _Planner:
             samples,
             lengths,
             recompute=self.recompute if recompute is None else recompute,
-            kernels=self.recipe.kernels == "auto",
             keeps_inputs=keeps_inputs,
         )
 
@@ -246,12 +247,12 @@ class _Planner:
     ) -> Choice:
         """One sharding, given the seconds that a micro-batch computes."""
         counts, cluster, world = self.counts, self.cluster, self.cluster.world
-        forward, backward = sharding.gathered_bytes(counts, world)
+        far, near = sharding.gathered_bytes(counts, world)
         reduced = sharding.reduced_bytes(counts, world)
         updated = sharding.updated_bytes(counts, world)
         reductions = sharding.reductions(self.micro_batches)
         within_node = 1 < sharding.secondary <= cluster.gpus_per_node
-        gathering = cluster.seconds(forward) + cluster.seconds(backward, within_node=within_node)
+        gathering = cluster.seconds(far) + cluster.seconds(near, within_node=within_node)
         sending = self.micro_batches * gathering + reductions * cluster.seconds(reduced)
         computing *= self.micro_batches
         step = max(computing, sending) if sharding.overlaps else computing + sending
@@ -266,9 +267,9 @@ class _Planner:
             samples_per_second=samples / step,
             mfu=flops * self.share / (step * rate),
             traffic_bytes_per_step=(
-                self.micro_batches * (forward + backward) + reductions * reduced + updated
+                self.micro_batches * (far + near) + reductions * reduced + updated
             ),
-            gathered_bytes_per_micro_batch=forward + backward,
+            gathered_bytes_per_micro_batch=far + near,
         )
 
     def _updating(self, sharding: Sharding) -> float:

@@ -21,7 +21,6 @@ from transformers import InstructBlipConfig
 
 from ibtrain.batch import Batch
 from ibtrain.config import ModelSection
-from ibtrain.kernels import allow_triton
 from ibtrain.model.instructblip import InstructBlip
 from ibtrain.model.weights import set_trainable
 from ibtrain.planning.flops import flops_of
@@ -108,7 +107,6 @@ def rehearse(
     lengths: Lengths,
     *,
     recompute: bool,
-    kernels: bool = True,
     keeps_inputs: bool = False,
 ) -> Rehearsal:
     """Runs one micro-batch forward and backward.
@@ -118,13 +116,11 @@ def rehearse(
         samples: images, each with an instruction and an answer.
         lengths: tokens of each of them.
         recompute: gradient checkpointing.
-        kernels: whether Triton's kernels run; torch's own attention otherwise.
         keeps_inputs: whether every linear layer keeps its input for the backward, needed or not, as
             DeepSpeed's own linear function does under ZeRO-3.
     """
     model.recompute = recompute
     model.train()
-    allow_triton(kernels)
     watch, calls = _Watch(model), _Calls()
     taken = [
         one.register_post_accumulate_grad_hook(_take_gradient)
@@ -138,7 +134,6 @@ def rehearse(
             with_gradient = calls.with_gradient
             losses_A.sum().backward()
     finally:
-        allow_triton(True)
         for handle in taken:
             handle.remove()
     return Rehearsal(watch.peak, tuple(watch.operations), calls.all, with_gradient)

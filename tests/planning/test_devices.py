@@ -12,6 +12,7 @@ from ibtrain.planning.devices import DEVICES, device_named
         ("NVIDIA A100-SXM4-40GB", "a100-40g"),
         ("NVIDIA A100-SXM4-80GB", "a100-80g"),
         ("NVIDIA A100 80GB PCIe", "a100-pcie-80g"),
+        ("NVIDIA A100-PCIE-40GB", "a100-pcie-40g"),
         ("NVIDIA H100 80GB HBM3", "h100"),
         ("NVIDIA H100 PCIe", "h100-pcie"),
         ("NVIDIA H100 NVL", "h100-nvl"),
@@ -36,6 +37,8 @@ def test_a_device_by_what_people_and_drivers_call_it(said, name):
         "NVIDIA GeForce RTX 3090 Ti",
         "NVIDIA GeForce RTX 4090 Laptop GPU",
         "NVIDIA A400",
+        "NVIDIA RTX A1000",
+        "NVIDIA H200 NVL",
         "",
     ],
 )

@@ -11,6 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from ibtrain.batch import Batch
 from ibtrain.config import LoraSection, ModelSection
 from ibtrain.data.collate import Sample, collate
+from ibtrain.kernels import allow_triton
 from ibtrain.kernels.backends import ENVIRONMENT
 from ibtrain.kernels.triton_support import why_not_on
 from ibtrain.model.instructblip import InstructBlip
@@ -58,9 +59,7 @@ def test_memory_is_that_of_the_same_step_on_a_cpu(language, recompute, monkeypat
     sizes = {"image_size": 56, "vision_width": 64, "qformer_width": 64, "language_width": 128}
     config = tiny_config(language=language, language_layers=4, **sizes)
     settings = section(gradient_checkpointing=recompute)
-    rehearsed = rehearse(
-        build(config, settings, kernels=False), 16, lengths, recompute=recompute, kernels=False
-    )
+    rehearsed = rehearse(build(config, settings, kernels=False), 16, lengths, recompute=recompute)
     model = real_model(config, settings)
     batch = collated(16, lengths, image_size=56)
     model(batch).sum().backward()
@@ -203,14 +202,35 @@ def test_adapters_and_kernels_run_without_storage(language):
     settings = section(train_parts={"language": "lora"}, lora=LoraSection().model_dump())
     for kernels in (True, False):
         model = build(config, settings, kernels=kernels)
-        rehearsed = rehearse(model, 2, LENGTHS, recompute=True, kernels=kernels)
+        rehearsed = rehearse(model, 2, LENGTHS, recompute=True)
         assert rehearsed.flops > 0
 
 
-def test_kernels_are_allowed_again_afterwards():
-    model = build(tiny_config(), section(), kernels=False)
-    rehearse(model, 1, LENGTHS, recompute=False, kernels=False)
-    assert why_not_on(torch.device("meta")) == ""
+@pytest.mark.parametrize("named", ["", "flash", "torch_varlen"])
+def test_attention_without_our_kernels_keeps_no_scores(named, monkeypatch):
+    """With `kernels: off` a GPU computes attention by a library, which keeps what ours keeps."""
+    monkeypatch.setenv(ENVIRONMENT, named)
+    config = tiny_config(vision_width=32, qformer_width=32)
+    lengths = Lengths(instruction=5, answer=200)
+    off, auto = (
+        rehearse(build(config, section(), kernels=kernels), 1, lengths, recompute=False)
+        for kernels in (False, True)
+    )
+    assert off.flops == auto.flops
+    scores = 4 * config.text_config.num_attention_heads * (QUERY_TOKENS + 5 + 200) ** 2
+    assert max(operation.bytes for operation in off.operations) < scores
+
+
+def test_what_a_process_forbids_does_not_matter():
+    """A run with `kernels: off` forbids Triton for its process; no plan asks or changes that."""
+    model = build(tiny_config(vision_width=32, qformer_width=32), section(), kernels=True)
+    allowed = rehearse(model, 1, LENGTHS, recompute=False)
+    try:
+        allow_triton(False)
+        assert rehearse(model, 1, LENGTHS, recompute=False) == allowed
+        assert why_not_on(torch.device("cpu")) == "the recipe forbids them (kernels: off)"
+    finally:
+        allow_triton(True)
 
 
 def test_lengths_of_nothing_are_refused():
