@@ -30,7 +30,7 @@ def evaluate_benchmarks(
     """Evaluates a model and writes results.json, predictions.jsonl and a picture per benchmark.
 
     Args:
-        model: see `ibtrain.model.opening.find_model`.
+        model: see `ibtrain.model.finding.find_model`.
         data: holds one directory of shards per benchmark, whose name the benchmark goes by.
         benchmarks: those to evaluate; None for every one that has a metric computed here.
         out: where to write.

@@ -18,7 +18,7 @@ import transformers
 from ibtrain import __version__
 from ibtrain.config import dump_recipe
 from ibtrain.model.census import census
-from ibtrain.model.opening import EXPORT_REPORT, RECIPE_FILE, FoundModel
+from ibtrain.model.finding import EXPORT_REPORT, RECIPE_FILE, FoundModel
 from ibtrain.run_directory import sync_directory
 
 logger = logging.getLogger(__name__)
@@ -105,8 +105,6 @@ def write_report(
     kind: str,
     written: dict[str, Any],
     proof: dict[str, Any],
-    *,
-    on_base: bool = False,
 ) -> None:
     """Writes export_report.json, and beside it the recipe where there is one.
 
@@ -116,11 +114,8 @@ def write_report(
         kind: its format.
         written: numbers of shards, parameters and bytes, and what else is to be said.
         proof: what was proven.
-        on_base: whether the export holds a part of the model, to be put on the recipe's base. The
-            recipe is left out where the model was not read as that base and what was trained on
-            it: the part would then be put on other weights than it was taken from.
     """
-    if found.recipe is not None and not (on_base and found.base is None):
+    if found.recipe is not None:
         (directory / RECIPE_FILE).write_text(dump_recipe(found.recipe), encoding="utf-8")
     shapes = {name: source.shapes()[name] for name, source in found.sources.items()}
     report = {

@@ -21,10 +21,10 @@ from ibtrain.export.directory import (
     written_whole,
 )
 from ibtrain.export.proof import prove_lavis
+from ibtrain.model.finding import TRIMMED, FoundModel, find_model
 from ibtrain.model.instructblip import part_of
 from ibtrain.model.lavis import to_lavis
 from ibtrain.model.lora import adapter_names
-from ibtrain.model.opening import TRIMMED, FoundModel, find_model
 
 
 def export_lavis(model_path: Path, out: Path, *, whole: bool = False) -> ExportReport:
@@ -33,7 +33,7 @@ def export_lavis(model_path: Path, out: Path, *, whole: bool = False) -> ExportR
     Adapters are merged into the language model's weights. Memory is that of the largest tensor.
 
     Args:
-        model_path: see `ibtrain.model.opening.find_model`.
+        model_path: see `ibtrain.model.finding.find_model`.
         out: the directory to make; it must not exist.
         whole: every weight, and not only what was trained.
 
@@ -53,7 +53,7 @@ def export_lavis(model_path: Path, out: Path, *, whole: bool = False) -> ExportR
 
         written = write_torch_file(tensors, directory / TRIMMED)
         proof = prove_lavis(found, directory)
-        write_report(found, directory, "lavis", written, proof, on_base=not whole)
+        write_report(found, directory, "lavis", written, proof)
     return ExportReport(out, proof)
 
 

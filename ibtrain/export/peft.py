@@ -15,15 +15,15 @@ from ibtrain.export.directory import ExportReport, write_report, written_whole
 from ibtrain.export.proof import prove_peft
 from ibtrain.export.weight_shards import write_safetensors
 from ibtrain.model.adapters import ADAPTER_WEIGHTS, peft_names
+from ibtrain.model.finding import TRAINED_BESIDE, Adapters, FoundModel, find_model
 from ibtrain.model.lora import is_adapter, peft_config
-from ibtrain.model.opening import TRAINED_BESIDE, Adapters, FoundModel, find_model
 
 
 def export_peft(model_path: Path, out: Path) -> ExportReport:
     """Writes a model's adapters, and proves them by opening them with peft on the base.
 
     Args:
-        model_path: see `ibtrain.model.opening.find_model`.
+        model_path: see `ibtrain.model.finding.find_model`.
         out: the directory to make; it must not exist.
 
     Raises:
@@ -43,7 +43,7 @@ def export_peft(model_path: Path, out: Path) -> ExportReport:
         proof = prove_peft(found, directory)
         written["parameters"] += sum(tensor.numel() for tensor in beside.values())
         written["bytes"] += sum(tensor.nbytes for tensor in beside.values())
-        write_report(found, directory, "peft", written, proof, on_base=True)
+        write_report(found, directory, "peft", written, proof)
     return ExportReport(out, proof)
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ibtrain.model.opening import FoundModel, OpenedModel, compute_buffers, laid_out, opened
+from ibtrain.model.finding import FoundModel
+from ibtrain.model.opening import OpenedModel, compute_buffers, laid_out, opened
 from ibtrain.model.weights import TensorSource
 
 

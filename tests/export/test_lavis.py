@@ -6,7 +6,8 @@ import torch
 
 from ibtrain.export import export, proof
 from ibtrain.export.lavis import write_torch_file
-from ibtrain.model.opening import TRIMMED, find_model, open_model
+from ibtrain.model.finding import TRIMMED, find_model
+from ibtrain.model.opening import open_model
 from tests.model.released import lavis_state_dict, trimmed
 from tests.tiny import write_tiny_base
 from tests.tiny_run import write_tiny_run
@@ -83,15 +84,6 @@ def test_an_export_that_lost_its_weights_is_refused(base, tmp_path):
     out = export(tmp_path / "run", tmp_path / "out", "lavis").directory
     (out / TRIMMED).unlink()
     with pytest.raises(ValueError, match=rf"lacks {TRIMMED}, in which trained weights lie"):
-        find_model(out)
-
-
-def test_the_part_of_a_merged_export_is_not_put_on_the_base_of_the_run(base, tmp_path):
-    """The export's language model has adapters merged in and the base's has none."""
-    write_tiny_run(tmp_path / "run", base=base, train_parts={"language": "lora"})
-    merged = export(tmp_path / "run", tmp_path / "merged", "hf").directory
-    out = export(merged, tmp_path / "out", "lavis").directory
-    with pytest.raises(ValueError, match=r"without a recipe\.yaml it does not say of which base"):
         find_model(out)
 
 

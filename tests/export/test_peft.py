@@ -12,7 +12,7 @@ from transformers import InstructBlipForConditionalGeneration
 from ibtrain.export import export, proof
 from ibtrain.export.proof import ExportError
 from ibtrain.model.adapters import read_adapter_settings
-from ibtrain.model.opening import find_model
+from ibtrain.model.finding import find_model
 from ibtrain.model.weights import SINGLE_NAME
 from tests.tiny import write_tiny_base
 from tests.tiny_run import write_tiny_run
@@ -167,14 +167,6 @@ def test_an_export_that_lost_its_adapters_is_refused(run, tmp_path):
         find_model(kept)
 
 
-def test_adapters_of_an_export_are_not_put_on_the_base_of_the_run(run, tmp_path):
-    """The export's Q-Former is trained and the base's is not."""
-    kept = export(run, tmp_path / "kept", "hf", keep_adapter=True).directory
-    again = export(kept, tmp_path / "again", "peft").directory
-    with pytest.raises(ValueError, match=r"without a recipe\.yaml it does not say of which base"):
-        find_model(again)
-
-
 @pytest.mark.parametrize(
     ("values", "said"),
     [
@@ -187,3 +179,18 @@ def test_adapters_that_are_more_than_adapters(adapter, tmp_path, values, said):
     (tmp_path / "adapter_config.json").write_text(json.dumps(given))
     with pytest.raises(ValueError, match=rf"adapter_config\.json.*{said}"):
         read_adapter_settings(tmp_path)
+
+
+def test_an_export_of_an_export_keeps_what_was_trained(run, tmp_path):
+    """In a whole model what was trained lies among what was not; the recipe tells them apart."""
+    expected = logits(run)
+    largest = expected.abs().max().item()
+    kept = export(run, tmp_path / "kept", "hf", keep_adapter=True).directory
+    merged = export(run, tmp_path / "merged", "hf").directory
+    for number, (source, to) in enumerate([(kept, "peft"), (kept, "lavis"), (merged, "lavis")]):
+        again = export(source, tmp_path / f"again-{number}", to).directory
+        assert (logits(again) - expected).abs().max().item() < 1e-5 * largest
+        assert find_model(again).base == find_model(run).base
+    (kept / "export_report.json").unlink()  # the recipe alone says as much
+    again = export(kept, tmp_path / "without-report", "peft").directory
+    assert (logits(again) - expected).abs().max().item() < 1e-5 * largest

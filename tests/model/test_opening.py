@@ -8,7 +8,8 @@ from transformers import InstructBlipForConditionalGeneration
 
 from ibtrain.config import dump_recipe
 from ibtrain.data.collate import Sample, collate
-from ibtrain.model.opening import OpenedModel, find_model, open_model
+from ibtrain.model.finding import find_model
+from ibtrain.model.opening import OpenedModel, open_model
 from ibtrain.model.sources import from_blip2_name, to_blip2_name
 from ibtrain.model.weights import SINGLE_NAME
 from ibtrain.run_directory import MANIFEST, STATE, TRAINABLE
@@ -221,7 +222,7 @@ def test_a_step_without_a_usable_recipe(base, tmp_path, monkeypatch, state, mess
     write_tiny_run(tmp_path / "run", base=base)
     step = tmp_path / "run" / "checkpoints" / "step-00000003"
     (step / STATE).write_text(json.dumps(state))
-    monkeypatch.setattr("ibtrain.model.opening.verify_step", lambda directory: 3)
+    monkeypatch.setattr("ibtrain.model.finding.verify_step", lambda directory: 3)
     with pytest.raises(ValueError, match=message):
         open_model(step)
 
