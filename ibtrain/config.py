@@ -318,7 +318,7 @@ def read_sharding(sharding: str) -> dict[str, Any]:
     """The content of the DeepSpeed JSON that a recipe's `sharding` names.
 
     Raises:
-        RecipeError: when it is not there or is not a JSON object.
+        RecipeError: when it is not there, or it or its `zero_optimization` is not a JSON object.
     """
     path = sharding_file(sharding)
     try:
@@ -327,6 +327,9 @@ def read_sharding(sharding: str) -> dict[str, Any]:
         raise RecipeError(f"{path} cannot be read as JSON ({error}); correct it") from error
     if not isinstance(config, dict):
         raise RecipeError(f"{path} is not a JSON object, as a DeepSpeed configuration is")
+    zero = config.get("zero_optimization", {})
+    if not isinstance(zero, dict):
+        raise RecipeError(f"{path} sets zero_optimization to {zero!r}; it is a JSON object")
     return config
 
 

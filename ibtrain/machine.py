@@ -177,9 +177,7 @@ def operators_of(config: Mapping[str, Any]) -> list[str]:
 
     The optimizer is torch's (training/engine.py), so offload to the host alone builds none.
     """
-    zero = config.get("zero_optimization")
-    if not isinstance(zero, dict):
-        return []
+    zero = config.get("zero_optimization", {})
     offloads = [zero.get("offload_param"), zero.get("offload_optimizer")]
     found = []
     if any(isinstance(one, dict) and one.get("device") == "nvme" for one in offloads):

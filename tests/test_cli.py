@@ -194,7 +194,10 @@ def test_a_plan_that_fits_nowhere_is_a_failure(capsys):
     [
         (("--gpu", "h10"), "did you mean 'h100'"),
         (("--gpu", "h100", "--nodes", "0"), "nodes is 0"),
-        (("--gpu", "h100", "--network", "0"), "the network's rate is 0.0"),
+        (
+            ("--gpu", "h100", "--network", "0"),
+            "the network's rate is 0 GB/s; give",
+        ),
         (("--gpu", "h100", "--answer-tokens", "0"), "a sample of 0 answer tokens"),
         (("--gpu", "h100", "sharding=zero9"), "'zero9' is neither a file nor one of ds_configs/"),
     ],

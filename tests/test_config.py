@@ -8,6 +8,7 @@ from ibtrain.config import (
     RecipeError,
     dump_recipe,
     load_recipe,
+    read_sharding,
     recipe_path,
     shipped_recipes,
 )
@@ -350,3 +351,20 @@ def test_an_infinite_alpha_is_refused(tmp_path):
     file.write_text(MINIMAL)
     with pytest.raises(RecipeError, match=r"lora\.alpha: Input should be a finite number"):
         load_recipe(str(file), ["model.train_parts.language=lora", "model.lora={alpha: .inf}"])
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("{", r"own\.json cannot be read as JSON \(.*\); correct it"),
+        ("[3]", r"own\.json is not a JSON object, as a DeepSpeed configuration is"),
+        (
+            '{"zero_optimization": [3]}',
+            r"own\.json sets zero_optimization to \[3\]; it is a JSON object",
+        ),
+    ],
+)
+def test_a_deepspeed_file_that_is_none(text, fault, tmp_path):
+    (tmp_path / "own.json").write_text(text)
+    with pytest.raises(RecipeError, match=fault):
+        read_sharding(str(tmp_path / "own.json"))
