@@ -159,6 +159,7 @@ def _add_data(verbs: Any) -> None:
     toy.add_argument("--seed", type=int, default=0)
     toy.add_argument("--train-images", type=int, default=3000, metavar="N")
     toy.add_argument("--test-images", type=int, default=300, metavar="N")
+    toy.add_argument("--no-videos", action="store_true", help="leave the video datasets out")
     prepare = _verb(nested, "prepare", _prepare, "raw files to shards")
     prepare.add_argument("dataset", metavar="DATASET")
     prepare.add_argument("--raw", type=Path, required=True, metavar="DIR")
@@ -240,6 +241,7 @@ def _toy(parsed: argparse.Namespace) -> int:
         seed=parsed.seed,
         train_images=parsed.train_images,
         test_images=parsed.test_images,
+        videos=not parsed.no_videos,
     )
     lines = [f"  {name:24} {count:>7,}" for name, count in counts.items()]
     return _say(parsed, counts, f"toy world in {parsed.directory}\n" + "\n".join(lines))
@@ -434,7 +436,7 @@ def _add_ask(verbs: Any) -> None:
 
 def _ask(parsed: argparse.Namespace) -> int:
     from ibtrain.evaluation.decoding import DecodingSettings, generate
-    from ibtrain.model.opening import open_model
+    from ibtrain.model.opening import open_to_answer
 
     settings = DecodingSettings(
         beams=parsed.beams,
@@ -448,7 +450,7 @@ def _ask(parsed: argparse.Namespace) -> int:
         seed=parsed.seed,
     )
     images = [_picture(file) for file in parsed.image]
-    answer = generate(open_model(parsed.model), [images], [parsed.prompt], settings)[0]
+    answer = generate(open_to_answer(parsed.model), [images], [parsed.prompt], settings)[0]
     return _say(parsed, {"answer": answer}, answer)
 
 

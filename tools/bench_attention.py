@@ -955,7 +955,7 @@ def picture(rows: list[Row], title: str, path: Path) -> str:
     return ""
 
 
-def _told_by(*command: str) -> str:
+def told_by(*command: str) -> str:
     """The first line that a program prints, or `unknown`."""
     try:
         told = subprocess.run(
@@ -972,7 +972,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
         return {"name": platform.processor() or platform.machine(), "driver": "none"}
     card = torch.cuda.get_device_properties(device)
     asked = "driver_version,power.limit,clocks.max.sm"
-    told = _told_by("nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader").split(", ")
+    told = told_by("nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader").split(", ")
     return {
         "name": card.name,
         "driver": told[0],
@@ -1035,7 +1035,7 @@ def main(arguments: list[str] | None = None) -> int:
     report: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "arguments": asked.replace(str(parsed.out), "DIR") if parsed.out else asked,
-        "commit": parsed.commit or _told_by(*GIT),
+        "commit": parsed.commit or told_by(*GIT),
         "device": device.type,
         "dtype": parsed.dtype,
         "seed": SEED,

@@ -8,6 +8,7 @@ frames; then only what leads from a key frame to a wanted frame is decoded. Noth
 container seeks, so the same file always gives the same frames.
 """
 
+import functools
 import re
 from bisect import bisect_right
 from collections import deque
@@ -16,11 +17,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import av
 from PIL import Image, ImageOps
 
 from ibtrain.data.images import to_rgb
+
+if TYPE_CHECKING:
+    import av
 
 FRAMES = 4
 MAXIMUM_COUNT = 64
@@ -36,12 +40,32 @@ _OPTIONS = {
     "protocol_whitelist": "file",
     "max_pixels": str(MAXIMUM_FRAME_PIXELS),
 }
-_DAMAGE = (av.FFmpegError, OSError, EOFError, ValueError, SyntaxError)
+_FILE_DAMAGE = (OSError, EOFError, ValueError, SyntaxError)
 _TURNS = {
     90: Image.Transpose.ROTATE_90,
     180: Image.Transpose.ROTATE_180,
     270: Image.Transpose.ROTATE_270,
 }
+
+
+@functools.cache
+def _av() -> Any:
+    """PyAV, loaded with the first video: images are prepared without it.
+
+    Raises:
+        RuntimeError: when it is not installed.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise RuntimeError(
+            f"a video cannot be decoded, for PyAV cannot be imported ({error}); pip install av"
+        ) from error
+    return av
+
+
+def _damage() -> tuple[type[Exception], ...]:
+    return (_av().FFmpegError, *_FILE_DAMAGE)
 
 
 def frames(path: Path, count: int = FRAMES) -> tuple[Image.Image, ...]:
@@ -67,7 +91,7 @@ def frames(path: Path, count: int = FRAMES) -> tuple[Image.Image, ...]:
     try:
         packets = _Packets.of(path)
         return tuple(_decoded(path, packets, packets.middles(count)))
-    except _DAMAGE as error:
+    except _damage() as error:
         raise ValueError(f"{path}: not a readable video: {_sentence(error)}") from error
 
 
@@ -117,24 +141,24 @@ def _image(path: Path) -> Image.Image:
             if image.width * image.height > MAXIMUM_FRAME_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels are too many")
             return to_rgb(ImageOps.exif_transpose(image)).copy()
-    except (*_DAMAGE, Image.DecompressionBombError) as error:
+    except (*_FILE_DAMAGE, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: not a readable image: {error}") from error
 
 
 def _sentence(error: BaseException) -> str:
     """FFmpeg's own words without its number and the path; those of others as they are."""
-    text = error.strerror if isinstance(error, av.FFmpegError) else str(error)
+    text = error.strerror if isinstance(error, _av().FFmpegError) else str(error)
     return " ".join(str(text).split())[:200]
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+def _opened(path: Path) -> Iterator["tuple[av.container.InputContainer, av.VideoStream]"]:
     """The container and its first stream of moving pictures, to be decoded in this thread."""
-    with av.open(
+    with _av().open(
         str(path.absolute()), options=dict(_OPTIONS), metadata_errors="replace"
     ) as container:
         for stream in container.streams.video:
-            if not stream.disposition & av.stream.Disposition.attached_pic:
+            if not stream.disposition & _av().stream.Disposition.attached_pic:
                 break
         else:
             raise ValueError("it holds no moving pictures")
@@ -220,13 +244,15 @@ class _Packets:
         return 0
 
 
-def _filled(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
+def _filled(
+    container: "av.container.InputContainer", stream: "av.VideoStream"
+) -> Iterator["av.Packet"]:
     """The packets with something in them: an empty one would end the decoding."""
     return (packet for packet in container.demux(stream) if packet.size)
 
 
 def _check_whole(
-    container: av.container.InputContainer, stream: av.VideoStream, packets: list[_Packet]
+    container: "av.container.InputContainer", stream: "av.VideoStream", packets: list[_Packet]
 ) -> None:
     """ValueError where the header promises clearly more than the file holds."""
     if not packets:
@@ -235,7 +261,7 @@ def _check_whole(
         raise ValueError(f"it is cut off: {len(packets)} of {stream.frames} frames are there")
     if not stream.frames and container.duration and stream.time_base:
         seconds = float((max(packet.time for packet in packets)) * stream.time_base)
-        promised = container.duration / av.time_base
+        promised = container.duration / _av().time_base
         if seconds < 0.5 * promised - 1:
             raise ValueError(f"it is cut off: it ends at {seconds:.1f} of {promised:.1f} seconds")
 
@@ -261,7 +287,7 @@ def _decoded(path: Path, packets: _Packets, wanted: list[_Wanted]) -> Iterator[I
 
 def _frames_from(
     path: Path, counted: bool, left: deque[_Wanted]
-) -> Iterator[tuple[int, av.VideoFrame]]:
+) -> Iterator["tuple[int, av.VideoFrame]"]:
     """(time, frame) from the key frame before the first of `left` on; again when that is taken."""
     pixels = 0
     number = -1
@@ -290,7 +316,7 @@ def _frames_from(
                 feeding = False
 
 
-def _upright(frame: av.VideoFrame) -> Image.Image:
+def _upright(frame: "av.VideoFrame") -> Image.Image:
     if frame.is_corrupt:
         raise ValueError("a frame of it is damaged")
     image: Image.Image = frame.to_image()

@@ -5,11 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ibtrain.evaluation.benchmarks import dataset_of, evaluate, metric_of
 from ibtrain.evaluation.report import write_results
-from ibtrain.model.opening import open_model
+from ibtrain.model.opening import open_to_answer
 
 logger = logging.getLogger(__name__)
 _INDEX = "index.json"
@@ -47,9 +45,7 @@ def evaluate_benchmarks(
         ValueError: when the model, a benchmark or its shards cannot be used.
     """
     directories = find_benchmarks(data, benchmarks)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    opened = open_model(model, device, dtype)
+    opened = open_to_answer(model)
     results = [
         evaluate(
             opened,

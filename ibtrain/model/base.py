@@ -34,6 +34,9 @@ from ibtrain.model.weights import (
 
 logger = logging.getLogger(__name__)
 
+_KEPT_UNLISTED = {"decoder_start_token_id"}
+"""A configuration of transformers 5 keeps it when it is given and does not list it when not."""
+
 
 def base_directory(section: ModelSection) -> Path:
     """The directory that holds both tokenizers and the image processor."""
@@ -206,7 +209,7 @@ def _architecture(random_base: RandomBase) -> InstructBlipConfig:
     }
     built = {}
     for name, (kind, values) in sections.items():
-        unknown = sorted(set(values) - set(kind().to_dict()))
+        unknown = sorted(set(values) - set(kind().to_dict()) - _KEPT_UNLISTED)
         if unknown:
             raise ValueError(
                 f"model.random_base.{name} has the unknown key {unknown[0]!r}; keys are those of "

@@ -48,6 +48,18 @@ def open_model(
     return build(find_model(path), device, dtype)
 
 
+def open_to_answer(path: Path) -> OpenedModel:
+    """A model from disk where it answers fastest: on the GPU in bf16 where there is one, else on
+    the CPU in fp32.
+
+    Raises:
+        ValueError: see `find_model`.
+    """
+    if torch.cuda.is_available():
+        return open_model(path, "cuda", torch.bfloat16)
+    return open_model(path)
+
+
 def build(
     found: FoundModel, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> OpenedModel:

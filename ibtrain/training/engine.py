@@ -156,6 +156,10 @@ def load_model(
             # The dtype comes from the configuration: DeepSpeed 0.19 ignores one passed to Init on
             # accelerators without fp16 (a CPU) and silently builds in bf16.
             stack.enter_context(deepspeed.zero.Init(config_dict_or_path=ds_config))
+        else:
+            # At once where it stays and in its dtype: no second copy, in fp32, on the host.
+            stack.enter_context(device)
+            stack.enter_context(_default_dtype(dtype))
         model = InstructBlip(
             config,
             recipe.model.instruction_aware,
@@ -164,7 +168,7 @@ def load_model(
             kernels=recipe.kernels == "auto",
         )
     if not partitioned:
-        model.to(device=device, dtype=dtype)
+        model.to(dtype)  # what is built in fp32 whatever the default is
     assert all(parameter.dtype == dtype for parameter in model.parameters())
     if partitioned:
         with memory_given_back():
@@ -174,6 +178,16 @@ def load_model(
     else:
         fill_replicas(model, sources, ranks)
     return model
+
+
+@contextlib.contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _stage(ds_config: Mapping[str, Any]) -> int:

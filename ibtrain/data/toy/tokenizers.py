@@ -54,15 +54,19 @@ def write_processor(
 
 def _language_tokenizer(corpus: Path, scratch: Path) -> LlamaTokenizerFast:
     model = io.BytesIO()  # a trained model keeps the names of its files, which would differ by run
+    text = corpus.read_text(encoding="utf-8")
+    required = string.ascii_letters + string.digits + string.punctuation
+    # SentencePiece 0.2.2 aborts the process at a required character that the text lacks.
+    lacking = sorted(set(required) - set(text))
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(corpus.read_text(encoding="utf-8").splitlines()),
+        sentence_iterator=iter([*text.splitlines(), *lacking]),
         model_writer=model,
         model_type="bpe",
         vocab_size=VOCABULARY_SIZE,
         hard_vocab_limit=False,
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
-        required_chars=string.ascii_letters + string.digits + string.punctuation,
+        required_chars=required,
         byte_fallback=False,
         unk_id=0,
         bos_id=1,

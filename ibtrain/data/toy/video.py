@@ -11,7 +11,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import av
 import numpy as np
 
 from ibtrain.data.toy.pictures import (
@@ -41,6 +40,8 @@ def write(toy: ToyWriter) -> None:
 
 def write_video(path: Path, scene: Scene, random: Random) -> None:
     """Encodes FRAMES renderings of a scene as MPEG-4 in the container that the suffix names."""
+    import av  # its codecs take long to load, and a world may be written without videos
+
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=_FRAMES_PER_SECOND)

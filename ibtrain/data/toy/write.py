@@ -45,6 +45,7 @@ def write_toy(
     train_images: int = 3000,
     test_images: int = 300,
     num_query_tokens: int = 32,
+    videos: bool = True,
 ) -> dict[str, int]:
     """Writes the toy world; an interrupted call leaves nothing at `directory`.
 
@@ -55,6 +56,7 @@ def write_toy(
             other sets to train on have a third or a sixth as many.
         test_images: images of each of GQA's two splits; others have a third as many.
         num_query_tokens: query tokens of the model, for the processor in `directory`/processor.
+        videos: whether MSVD-QA, MSRVTT-QA and iVQA are among it; encoding them needs PyAV.
 
     Returns:
         The number of COCO's images, and of annotations by DATASET_SPLIT.
@@ -73,6 +75,8 @@ def write_toy(
         "test_images": test_images,
         "num_query_tokens": num_query_tokens,
     }
+    if not videos:
+        arguments["videos"] = False  # worlds that were written before have no such argument
     counts = _already_written(directory, arguments)
     if counts is not None:
         return counts
@@ -82,7 +86,7 @@ def write_toy(
     )
     try:
         toy = ToyWriter(temporary, seed, train_images, test_images)
-        _write_datasets(toy)
+        _write_datasets(toy, videos)
         _write_processor(toy, num_query_tokens)
         write_json(temporary / _MARKER, {"arguments": arguments, "counts": toy.counts})
         temporary.chmod(0o777 & ~_umask())
@@ -94,14 +98,15 @@ def write_toy(
     return toy.counts
 
 
-def _write_datasets(toy: ToyWriter) -> None:
+def _write_datasets(toy: ToyWriter, videos: bool) -> None:
     coco = draw_coco(toy)
     captioning.write(toy, coco)
     question_answering.write(toy, coco)
     reading.write(toy)
     llava.write(toy, coco)
     reasoning.write(toy)
-    video.write(toy)
+    if videos:
+        video.write(toy)
     dialog.write(toy)
     memes.write(toy)
     language.write(toy, coco)
