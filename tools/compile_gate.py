@@ -1,11 +1,12 @@
-"""Compiles every kernel that can be launched for sm_80 and sm_90, with no GPU, and reads what
-became of it: registers, spills, shared memory, tensor-core instructions and asynchronous copies.
+"""Compiles every kernel that can be launched for sm_80, sm_90 and sm_100, with no GPU, and reads
+what became of it: registers, spills, shared memory, tensor-core instructions, asynchronous copies.
 
-    python tools/compile_gate.py [--architecture 80 90] [--only WORDS] [--processes N] [--json]
+    python tools/compile_gate.py [--architecture 80 90 100] [--only WORDS] [--processes N] [--json]
 
 Fails (exit code 1) where a kernel does not compile, spills more than its budget, multiplies without
 tensor cores, has no asynchronous copy where it must, or needs more shared memory than a program may
-have. Which kernels there are is said by the files that launch them (`Variant`).
+have. Which kernels there are is said by the files that launch them (`Variant`). An architecture
+that the assembler of this Triton does not know is left out, and that is said.
 """
 
 import argparse
@@ -15,15 +16,17 @@ import io
 import json
 import os
 import re
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
-SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}
+SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 """Bytes that a program may have (CUDA programming guide, technical specifications)."""
-TENSOR_CORES = {80: "mma.sync", 90: "wgmma.mma_async"}
+ARCHITECTURES = tuple(SHARED_MEMORY)
+TENSOR_CORES = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +52,13 @@ def main(arguments: list[str] | None = None) -> int:
     names = [name for name in variants_by_name() if parsed.only in name]
     if not names:
         parser.error(f"no kernel's name has --only {parsed.only!r} in it")
-    jobs = [(name, architecture) for name in names for architecture in parsed.architecture]
+    unknown = {each: why_not(each) for each in parsed.architecture if why_not(each)}
+    for reason in unknown.values():
+        print(reason, file=sys.stderr)
+    architectures = [each for each in parsed.architecture if each not in unknown]
+    if not architectures:
+        parser.error("no architecture is left to compile for")
+    jobs = [(name, architecture) for name in names for architecture in architectures]
     with tempfile.TemporaryDirectory() as cache:
         # ptxas says what became of a kernel; one from the cache says nothing.
         os.environ |= {"TRITON_DUMP_PTXAS_LOG": "1", "TRITON_ALWAYS_COMPILE": "1"}
@@ -72,6 +81,21 @@ def variants_by_name() -> dict[str, Any]:
     from ibtrain.kernels.triton_elementwise import elementwise_variants
 
     return {variant.name: variant for variant in attention_variants() + elementwise_variants()}
+
+
+def why_not(architecture: int) -> str:
+    """What keeps this Triton from compiling for `architecture`, in a sentence, or nothing."""
+    import triton
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    try:
+        assembler = get_ptxas(architecture).path
+        told = subprocess.run([assembler, "--help"], capture_output=True, text=True).stdout
+    except (OSError, RuntimeError) as error:
+        told = str(error)
+    if f"'sm_{architecture}'" in told:
+        return ""
+    return f"sm_{architecture} is left out: the assembler of Triton {triton.__version__} lacks it"
 
 
 def compile_variant(variant: Any, architecture: int) -> Compiled:
@@ -148,7 +172,9 @@ def _table(results: list[Compiled]) -> Iterator[str]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--architecture", type=int, nargs="+", default=[80, 90], choices=[80, 90])
+    parser.add_argument(
+        "--architecture", type=int, nargs="+", default=[80, 90], choices=[80, 90, 100]
+    )
     parser.add_argument("--only", default="", help="kernels whose name holds these words")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--json", action="store_true")

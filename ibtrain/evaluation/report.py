@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
 from ibtrain.data.images import to_rgb
@@ -174,7 +173,15 @@ def _enlarged(data: bytes) -> Image.Image:
 
 
 def _font(size: int, *, bold: bool) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib and has most alphabets."""
+    """DejaVu Sans, which comes with matplotlib and has most alphabets; without it Pillow's own,
+    which has the Latin one.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        own = ImageFont.load_default(size)
+        assert isinstance(own, ImageFont.FreeTypeFont)
+        return own
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name, size)
 

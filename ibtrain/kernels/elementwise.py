@@ -20,6 +20,8 @@ from ibtrain.kernels.triton_support import triton_runs_on
 WIDEST_NORM = 8192
 """A row of the norm is held in registers; wider rows go to the reference."""
 
+_ACTIVATIONS = tuple(Activation)
+"""torch.compile of torch 2.11 cannot go through the enumeration itself."""
 _TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -108,7 +110,7 @@ def gated_act(gate: Tensor, up: Tensor, kind: Activation | str) -> Tensor:
     Raises:
         ValueError: when `kind` is not one of `Activation`, or the inputs do not belong together.
     """
-    if kind not in list(Activation):
+    if kind not in _ACTIVATIONS:
         known = ", ".join(Activation)
         raise ValueError(f"the activation {str(kind)!r} is not known; there are {known}")
     _check_alike({"gate": gate, "up": up})

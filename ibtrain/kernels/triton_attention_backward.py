@@ -88,8 +88,13 @@ def attention_backward_key(
     BIAS: tl.constexpr,
     DROPOUT: tl.constexpr,
 ) -> None:
-    """Gradients of one block of keys and values, over all queries of all heads that read them."""
-    key_head = tl.program_id(1)
+    """Gradients of one block of keys and values, over all queries of one head that reads them.
+
+    Where several heads read them, their sum is taken afterwards: a loop over those heads in here
+    spills registers on some cards, and leaves fewer programs to run.
+    """
+    head = tl.program_id(1)
+    key_head = head // group
     sequence = tl.program_id(2)
     query_begin = tl.load(cu_query + sequence)
     key_begin = tl.load(cu_key + sequence)
@@ -111,44 +116,40 @@ def attention_backward_key(
     begin = 0
     if CAUSAL:  # the first row that sees the first column
         begin = tl.maximum(first_column - (key_length - query_length), 0) // M * M
-    for member in range(0, group):
-        head = key_head * group + member
-        query_rows = query + query_begin.to(tl.int64) * query_stride + head * WIDTH
-        gradient_rows = gradient + query_begin.to(tl.int64) * gradient_stride + head * WIDTH
-        numbers = head.to(tl.int64) * packed_rows + query_begin
-        for first_row in range(begin, query_length, M):
-            rows = first_row + tl.arange(0, M)
-            inside = rows < query_length
-            query_MK = load_rows(query_rows, query_stride, rows, query_length, WIDTH, K, False)
-            scores_NM = dot(key_NK, tl.trans(query_MK)) * (scale * LOG2_E)
-            if BIAS:
-                added_MN = read_bias(bias, rows, columns, head, reach)
-                scores_NM += tl.trans(added_MN) * LOG2_E
-            log_total = tl.load(log_totals + numbers + rows, mask=inside, other=0.0)
-            weights_NM = tl.exp2(scores_NM - log_total[None, :])
-            # Rows beyond the end weigh nothing: their gradient was read as zeros. Only a large
-            # bias could make that infinity times zero.
-            if CAUSAL or BIAS:
-                seen = is_visible(rows[None, :], columns[:, None], query_length, key_length, CAUSAL)
-                weights_NM = tl.where(seen, weights_NM, 0.0)
-            gradient_MK = load_rows(
-                gradient_rows, gradient_stride, rows, query_length, WIDTH, K, False
-            )
-            weight_gradient_NM = dot(value_NK, tl.trans(gradient_MK))
-            applied_NM = weights_NM
-            if DROPOUT:
-                kept = tl.trans(
-                    draw_kept(
-                        seed, head, query_begin + first_row, first_column, threshold, M, N
-                    ).to(tl.int32)
+    query_rows = query + query_begin.to(tl.int64) * query_stride + head * WIDTH
+    gradient_rows = gradient + query_begin.to(tl.int64) * gradient_stride + head * WIDTH
+    numbers = head.to(tl.int64) * packed_rows + query_begin
+    for first_row in range(begin, query_length, M):
+        rows = first_row + tl.arange(0, M)
+        inside = rows < query_length
+        query_MK = load_rows(query_rows, query_stride, rows, query_length, WIDTH, K, False)
+        scores_NM = dot(key_NK, tl.trans(query_MK)) * (scale * LOG2_E)
+        if BIAS:
+            added_MN = read_bias(bias, rows, columns, head, reach)
+            scores_NM += tl.trans(added_MN) * LOG2_E
+        log_total = tl.load(log_totals + numbers + rows, mask=inside, other=0.0)
+        weights_NM = tl.exp2(scores_NM - log_total[None, :])
+        # Rows beyond the end weigh nothing: their gradient was read as zeros. Only a large
+        # bias could make that infinity times zero.
+        if CAUSAL or BIAS:
+            seen = is_visible(rows[None, :], columns[:, None], query_length, key_length, CAUSAL)
+            weights_NM = tl.where(seen, weights_NM, 0.0)
+        gradient_MK = load_rows(gradient_rows, gradient_stride, rows, query_length, WIDTH, K, False)
+        weight_gradient_NM = dot(value_NK, tl.trans(gradient_MK))
+        applied_NM = weights_NM
+        if DROPOUT:
+            kept = tl.trans(
+                draw_kept(seed, head, query_begin + first_row, first_column, threshold, M, N).to(
+                    tl.int32
                 )
-                applied_NM = tl.where(kept != 0, weights_NM * kept_scale, 0.0)
-                weight_gradient_NM = tl.where(kept != 0, weight_gradient_NM * kept_scale, 0.0)
-            value_sum += dot(applied_NM, gradient_MK)
-            taken_off = tl.load(delta + numbers + rows, mask=inside, other=0.0)
-            score_gradient_NM = weights_NM * (weight_gradient_NM - taken_off[None, :])
-            key_sum += dot(score_gradient_NM, query_MK)
-    places = key_begin.to(tl.int64) * key_gradient_stride + key_head * WIDTH
+            )
+            applied_NM = tl.where(kept != 0, weights_NM * kept_scale, 0.0)
+            weight_gradient_NM = tl.where(kept != 0, weight_gradient_NM * kept_scale, 0.0)
+        value_sum += dot(applied_NM, gradient_MK)
+        taken_off = tl.load(delta + numbers + rows, mask=inside, other=0.0)
+        score_gradient_NM = weights_NM * (weight_gradient_NM - taken_off[None, :])
+        key_sum += dot(score_gradient_NM, query_MK)
+    places = key_begin.to(tl.int64) * key_gradient_stride + head * WIDTH
     store_rows(
         key_gradient + places, key_gradient_stride, columns, key_length, key_sum * scale, WIDTH, K
     )

@@ -115,11 +115,13 @@ def attention_backward(
     query, key, value, gradient = (
         _heads_side_by_side(rows) for rows in (query, key, value, gradient)
     )
-    rows, heads, _ = query.shape
-    key_heads = key.shape[1]
-    query_gradient, key_gradient, value_gradient = (
-        torch.empty_like(tensor, memory_format=torch.contiguous_format)
-        for tensor in (query, key, value)
+    rows, heads, width = query.shape
+    group = heads // key.shape[1]
+    query_gradient = torch.empty_like(query, memory_format=torch.contiguous_format)
+    # Of every query head; those of a group are added up at the end, in fp32.
+    dtype = key.dtype if group == 1 else torch.float32
+    key_gradient, value_gradient = (
+        key.new_empty((key.shape[0], heads, width), dtype=dtype) for _ in range(2)
     )
     bias_gradient = _bias_gradient(query, rel_bias, bias_gradient_wanted)
     delta = torch.empty_like(log_totals)
@@ -128,7 +130,7 @@ def attention_backward(
     strides = (query.stride(0), key.stride(0), value.stride(0), gradient.stride(0))
     shared = {
         "packed_rows": rows,
-        "group": heads // key_heads,
+        "group": group,
         "scale": scale,
         "reach": 0 if rel_bias is None else rel_bias.shape[1] // 2,
         **_dropout(dropout_p),
@@ -155,7 +157,7 @@ def attention_backward(
                 **blocks.options(),
             )
         blocks = backward_key_blocks(form)
-        grid = (-(-max_key // blocks.N), key_heads, cu_key.numel() - 1)
+        grid = (-(-max_key // blocks.N), heads, cu_key.numel() - 1)
         if 0 not in grid:
             attention_backward_key[grid](
                 *(*inputs, key_gradient, value_gradient, *strides, key_gradient.stride(0)),
@@ -163,6 +165,11 @@ def attention_backward(
                 **constants(form, blocks),
                 **blocks.options(),
             )
+    if group > 1:
+        key_gradient, value_gradient = (
+            each.unflatten(1, (-1, group)).sum(2).to(key.dtype)
+            for each in (key_gradient, value_gradient)
+        )
     return query_gradient, key_gradient, value_gradient, bias_gradient
 
 

@@ -107,6 +107,9 @@ def _variant(form: Form, kernel_name: str, blocks: Blocks, extra: dict[str, Any]
     ]
     values |= {name: None for name in absent if name in kernel.arg_names}
     signature = _signature(kernel.arg_names, values, form.dtype)
+    if "group" not in extra:  # written for every query head, and added up afterwards
+        summed = [name for name in ("key_gradient", "value_gradient") if name in signature]
+        signature |= dict.fromkeys(summed, "*fp32")
     fast = form.dtype != torch.float32
     switched_on = [
         name

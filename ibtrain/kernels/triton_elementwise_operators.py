@@ -93,7 +93,7 @@ def rms_norm_backward_op(
     rows_per_program = triton.cdiv(rows, _PARTIAL_SUMS) if weight_gradient else 1
     programs = triton.cdiv(rows, rows_per_program) if rows else 0
     partial_PD = rstd.new_empty(programs if weight_gradient else 0, width)
-    constants, options = norm_options(width)
+    constants, options = norm_options(width, sums=weight_gradient)
     if rows:
         with torch.cuda.device_of(total):
             rms_norm_backward_kernel[(programs,)](

@@ -7,7 +7,10 @@ a card rounds to the nearest. Half an ulp of bias would hide behind the toleranc
 import triton
 import triton.language as tl
 
+from ibtrain.kernels import triton_interpreter
 from ibtrain.kernels.triton_support import interpreted
+
+assert triton_interpreter  # mended before a kernel runs
 
 INTERPRETED = tl.constexpr(interpreted())
 

@@ -3,7 +3,8 @@ quarantine.jsonl, one line per shard or record that is bad.
 
 A report that cannot be written (a full disk) is left out with one warning; the run goes on, and so
 does the report when there is space again. TensorBoard's own writer works in a thread, which dies of
-its first error; here its events are appended in place, whole or not at all.
+its first error; here its events are appended in place, whole or not at all. Where TensorBoard is
+not installed, metrics.jsonl alone is written.
 """
 
 import contextlib
@@ -17,10 +18,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.record_writer import RecordWriter
 
 from ibtrain.run_directory import write_atomically
 
@@ -39,14 +36,12 @@ class Telemetry:
     def __init__(self, run: Path, resumed_step: int) -> None:
         self._lines = run / "metrics.jsonl"
         self._quarantine = run / "quarantine.jsonl"
-        self._events = run / (
-            f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"
-        )
+        self._events = _EventFile.beside(run)
         self._failing = False
         _drop_lines_after(self._lines, resumed_step)
         _drop_lines_after(self._quarantine, resumed_step)
-        purge = Event(step=resumed_step + 1, session_log=SessionLog(status=SessionLog.START))
-        _append(self._events, _record(Event(file_version="brain.Event:2")) + _record(purge))
+        if self._events is not None:
+            _append(self._events.path, self._events.begin(resumed_step + 1))
 
     def log(self, step: int, values: dict[str, Any]) -> None:
         """Appends `{"step": step, **values}`; nested mappings become `outer/inner` scalars.
@@ -54,9 +49,10 @@ class Telemetry:
         A number that is not finite is null in the line and left out of TensorBoard.
         """
         line = json.dumps({"step": step, **_finite(values)}, allow_nan=False, default=str)
-        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in _flat(values)]
-        event = _record(Event(step=step, summary=Summary(value=scalars)))
-        self._report((self._lines, (line + "\n").encode()), (self._events, event))
+        written = [(self._lines, (line + "\n").encode())]
+        if self._events is not None:
+            written.append((self._events.path, self._events.scalars(step, _flat(values))))
+        self._report(*written)
 
     def quarantine(self, step: int, entries: Sequence[dict[str, Any]]) -> None:
         """Appends `{"step": step, **entry}` for each bad shard or record that a step met."""
@@ -76,12 +72,51 @@ class Telemetry:
             self._failing = False
 
 
-def _record(event: Event) -> bytes:
-    """An event as it stands in TensorBoard's file."""
-    event.wall_time = time.time()
-    written = io.BytesIO()
-    RecordWriter(written).write(event.SerializeToString())
-    return written.getvalue()
+class _EventFile:
+    """TensorBoard's file of one start of a run: what is to be appended to it."""
+
+    def __init__(self, path: Path) -> None:
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self.path = path
+        self._event, self._session = event_pb2.Event, event_pb2.SessionLog
+        self._summary, self._writer = summary_pb2.Summary, RecordWriter
+
+    @classmethod
+    def beside(cls, run: Path) -> "_EventFile | None":
+        """The file of this start in a run directory, or none where TensorBoard cannot be imported,
+        which is said.
+        """
+        name = f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"
+        try:
+            return cls(run / name)
+        except ImportError as error:
+            logger.warning(
+                "no file for TensorBoard is written, for it cannot be imported (%s): pip install "
+                "tensorboard; the same figures stand in metrics.jsonl",
+                error,
+            )
+            return None
+
+    def begin(self, first_step: int) -> bytes:
+        """The beginning of the file; steps from `first_step` on that other files have are void."""
+        start = self._session(status=self._session.START)
+        return self._record(self._event(file_version="brain.Event:2")) + self._record(
+            self._event(step=first_step, session_log=start)
+        )
+
+    def scalars(self, step: int, values: Sequence[tuple[str, float]]) -> bytes:
+        """The scalars of a step."""
+        listed = [self._summary.Value(tag=name, simple_value=value) for name, value in values]
+        return self._record(self._event(step=step, summary=self._summary(value=listed)))
+
+    def _record(self, event: Any) -> bytes:
+        """An event as it stands in the file."""
+        event.wall_time = time.time()
+        written = io.BytesIO()
+        self._writer(written).write(event.SerializeToString())
+        return written.getvalue()
 
 
 def _append(path: Path, data: bytes) -> None:

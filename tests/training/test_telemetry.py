@@ -124,3 +124,16 @@ def test_files_that_may_not_grow_are_survived(tmp_path):
     assert "Traceback" not in ended.stderr
     assert [line["step"] for line in lines(tmp_path)][:50] == list(range(50))
     assert len(scalars(tmp_path)["loss"]) >= 40
+
+
+def test_without_tensorboard_the_lines_are_written_and_it_is_said(tmp_path, monkeypatch, caplog):
+    for name in [name for name in sys.modules if name.split(".")[0] == "tensorboard"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)  # as if it were not installed
+    telemetry = Telemetry(tmp_path, resumed_step=0)
+    telemetry.log(1, {"loss": 2.0})
+    telemetry.log(2, {"loss": 1.0})
+    assert lines(tmp_path) == [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+    (said,) = caplog.messages
+    assert said.startswith("no file for TensorBoard is written") and "pip install" in said
