@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import (
     InstructBlipConfig,
@@ -181,6 +182,12 @@ def untie(language_model: nn.Module) -> None:
     shared = getattr(language_model, "shared", None)
     if shared is not None and language_model.lm_head.weight is shared.weight:
         language_model.lm_head = nn.Linear(*shared.weight.shape[::-1], bias=False)
+
+
+def weights_of(file: Path) -> dict[str, torch.Tensor]:
+    """A safetensors file's tensors, which stay when the file is written again (older releases map
+    it)."""
+    return {name: tensor.clone() for name, tensor in load_file(file).items()}
 
 
 class IdTokenizer:

@@ -59,4 +59,7 @@ case $name in
         "${install[@]}" --no-index --no-deps "$venv"/wheels/*.whl
         ;;
 esac
+if [[ $name != card ]]; then # there the checkout is run from where it lies
+    "${install[@]}" --no-deps --editable .
+fi
 echo "$wanted" >"$venv/made-of"

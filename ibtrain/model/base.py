@@ -23,6 +23,7 @@ from ibtrain.model.published import LANGUAGE_MODELS, published_config, published
 from ibtrain.model.sources import RenamedSource, from_blip2_name, source_of_directory
 from ibtrain.model.vicuna import check_vicuna, check_whole, names_of
 from ibtrain.model.weights import (
+    UNUSABLE,
     RandomSource,
     TensorSource,
     choose_sources,
@@ -215,7 +216,14 @@ def _architecture(random_base: RandomBase) -> InstructBlipConfig:
                 f"model.random_base.{name} has the unknown key {unknown[0]!r}; keys are those of "
                 f"transformers' {kind.__name__}"
             )
-        built[name] = kind(**values).to_dict()
+        try:
+            built[name] = kind(**values).to_dict()
+        except UNUSABLE as error:
+            first = str(error).strip().partition("\n")[0]
+            raise ValueError(
+                f"model.random_base.{name} is no {kind.__name__} ({type(error).__name__}, {first}); "
+                "correct the value"
+            ) from error
     return InstructBlipConfig(
         vision_config=built["vision"],
         qformer_config=built["qformer"],

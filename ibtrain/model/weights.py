@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, InstructBlipConfig
@@ -33,7 +34,10 @@ _SURPLUS = re.compile(
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _NUMBER = re.compile(r"\d+")
 # What transformers and torch raise at a configuration with values that no model can have.
-_UNUSABLE = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+UNUSABLE = (
+    *(ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError),
+    StrictDataclassError,  # transformers 5 checks types, and this is none of the above
+)
 
 
 class TensorSource(Protocol):
@@ -203,7 +207,7 @@ def parameter_shapes(
             model = InstructBlip(config, instruction_aware, lora)
     except ValueError:
         raise
-    except _UNUSABLE as error:
+    except UNUSABLE as error:
         where = f"{config.name_or_path}/config.json" if config.name_or_path else "the given sizes"
         raise ValueError(
             f"no model can be built of {where}: {type(error).__name__}, {error}; correct the "
@@ -322,7 +326,7 @@ def open_config(kind: Any, directory: Path) -> Any:
     switch = {"trust_remote_code": False} if kind is AutoConfig else {}
     try:
         config = kind.from_pretrained(directory, local_files_only=True, **switch)
-    except (*_UNUSABLE, OSError) as error:
+    except (*UNUSABLE, OSError) as error:
         first = str(error).strip().partition("\n")[0]
         raise ValueError(
             f"{directory / 'config.json'} is no configuration that transformers can open "

@@ -19,7 +19,7 @@ from ibtrain.export.proof import ExportError
 from ibtrain.model.language import ATTENTION_NAME
 from ibtrain.model.opening import open_model
 from ibtrain.model.weights import SINGLE_NAME
-from tests.tiny import QUERY_TOKENS, write_tiny_base
+from tests.tiny import QUERY_TOKENS, weights_of, write_tiny_base
 from tests.tiny_run import write_tiny_run
 
 
@@ -157,7 +157,7 @@ def test_weights_that_got_changed_fail_the_proof(run, tmp_path, monkeypatch):
 
 def test_weights_that_are_not_numbers_fail_the_proof(base, tmp_path):
     broken = export_huggingface(base, tmp_path / "broken").directory
-    weights = load_file(broken / SINGLE_NAME)
+    weights = weights_of(broken / SINGLE_NAME)
     weights["query_tokens"][0, 0, 0] = float("nan")
     save_file(weights, broken / SINGLE_NAME, metadata={"format": "pt"})
     with pytest.raises(ExportError, match="differ from the model's by nan"):

@@ -14,7 +14,7 @@ from ibtrain.export.proof import ExportError
 from ibtrain.model.adapters import read_adapter_settings
 from ibtrain.model.finding import find_model
 from ibtrain.model.weights import SINGLE_NAME
-from tests.tiny import write_tiny_base
+from tests.tiny import weights_of, write_tiny_base
 from tests.tiny_run import write_tiny_run
 
 
@@ -89,7 +89,7 @@ def test_a_model_without_adapters(base, tmp_path):
 
 
 def test_an_adapter_on_another_base_is_refused(adapter, base):
-    weights = load_file(base / SINGLE_NAME)
+    weights = weights_of(base / SINGLE_NAME)
     name = sorted(weights)[0]
     save_file(weights | {name: weights[name] + 1}, base / SINGLE_NAME, metadata={"format": "pt"})
     try:
@@ -124,7 +124,7 @@ def test_adapters_that_got_changed_fail_the_proof(run, tmp_path, monkeypatch):
 
     def changed(model, directory):
         file = directory / "adapter_model.safetensors"
-        save_file({name: 2 * tensor for name, tensor in load_file(file).items()}, file)
+        save_file({name: 2 * tensor for name, tensor in weights_of(file).items()}, file)
         put(model, directory)
 
     monkeypatch.setattr(proof, "_put_adapters", changed)

@@ -18,6 +18,7 @@ from tests.tiny import (
     QUERY_TOKENS,
     tiny_architecture,
     vocabularies,
+    weights_of,
     write_tiny_base,
 )
 from tests.tiny_run import tiny_recipe, write_tiny_run
@@ -88,7 +89,7 @@ def test_tied_embeddings_stay_tied(base, tmp_path):
     tied = copied(base, tmp_path / "tied")
     text = json.loads((tied / "config.json").read_text())["text_config"]
     edit_config(tied, text_config=text | {"tie_word_embeddings": True})
-    weights = load_file(tied / SINGLE_NAME)
+    weights = weights_of(tied / SINGLE_NAME)
     del weights["language_model.lm_head.weight"]
     save_file(weights, tied / SINGLE_NAME, metadata={"format": "pt"})
     language = open_model(tied).model.language_model
@@ -163,7 +164,7 @@ def test_what_is_no_model_is_said_so(tmp_path):
 def test_a_base_that_changed_is_refused(base, tmp_path):
     moved = copied(base, tmp_path / "moved")
     write_tiny_run(tmp_path / "run", base=moved)
-    weights = load_file(moved / SINGLE_NAME)
+    weights = weights_of(moved / SINGLE_NAME)
     name = "language_model.lm_head.weight"
     save_file(weights | {name: -weights[name]}, moved / SINGLE_NAME, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"trained on another base: the weights of base .*moved"):

@@ -247,8 +247,13 @@ def test_a_directory_without_config(tmp_path):
             {"hidden_act": "nonesuch"},
             r"no model can be built of .*config\.json: Key",
         ),
-        ("text_config", {"hidden_size": "wide"}, r"no model can be built of .*config\.json: Type"),
-        ("text_config", {"num_attention_heads": 0}, "no model can be built of .*: ZeroDivision"),
+        # transformers 5 looks at these while it opens the configuration.
+        (
+            "text_config",
+            {"hidden_size": "wide"},
+            r"config\.json(: | is no configuration .*)(Type|Str)",
+        ),
+        ("text_config", {"num_attention_heads": 0}, r"config\.json(: | is no .*\()ZeroDivision"),
         ("vision_config", {"patch_size": 0}, "no model can be built of .*: ZeroDivision"),
         ("vision_config", {"num_attention_heads": 5}, "heads is 5, which does not divide .*24"),
         ("qformer_config", {"num_attention_heads": 0}, "heads is 0, which does not divide .*20"),

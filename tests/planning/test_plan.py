@@ -91,14 +91,14 @@ def test_gradient_checkpointing_is_advised_before_smaller_batches():
     recipe = load_recipe(
         "vicuna13b",
         [
-            "training.micro_batch=32",
-            "training.global_batch=256",
+            "training.micro_batch=24",
+            "training.global_batch=192",
             "model.gradient_checkpointing=false",
         ],
     )
     plan = make_plan(recipe, cluster("a100-40g"))
     assert plan.because.endswith(
-        "with training.micro_batch=32 model.gradient_checkpointing=true zero2 and zero3 would"
+        "with training.micro_batch=24 model.gradient_checkpointing=true zero2 and zero3 would"
     )
 
 
