@@ -88,7 +88,7 @@ def test_what_would_fit_is_said():
 
 
 def test_gradient_checkpointing_is_advised_before_smaller_batches():
-    # The largest that fits with zero2 under transformers 4.57 and 5, whose layers keep a little more.
+    # The largest for which zero2 does under transformers 5 too, which keeps a little more.
     recipe = load_recipe(
         "vicuna13b",
         [
