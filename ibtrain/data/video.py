@@ -64,6 +64,15 @@ def _av() -> Any:
     return av
 
 
+@functools.cache
+def _tolerant() -> dict[str, str]:
+    """What makes PyAV open a video whose title is not in UTF-8: 19 does so of itself, and refuses
+    to be told.
+    """
+    major = int(_av().__version__.partition(".")[0])
+    return {} if major >= 19 else {"metadata_errors": "replace"}
+
+
 def _damage() -> tuple[type[Exception], ...]:
     return (_av().FFmpegError, *_FILE_DAMAGE)
 
@@ -154,9 +163,7 @@ def _sentence(error: BaseException) -> str:
 @contextmanager
 def _opened(path: Path) -> Iterator["tuple[av.container.InputContainer, av.VideoStream]"]:
     """The container and its first stream of moving pictures, to be decoded in this thread."""
-    with _av().open(
-        str(path.absolute()), options=dict(_OPTIONS), metadata_errors="replace"
-    ) as container:
+    with _av().open(str(path.absolute()), options=dict(_OPTIONS), **_tolerant()) as container:
         for stream in container.streams.video:
             if not stream.disposition & _av().stream.Disposition.attached_pic:
                 break

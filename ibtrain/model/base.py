@@ -221,8 +221,8 @@ def _architecture(random_base: RandomBase) -> InstructBlipConfig:
         except UNUSABLE as error:
             first = str(error).strip().partition("\n")[0]
             raise ValueError(
-                f"model.random_base.{name} is no {kind.__name__} ({type(error).__name__}, {first}); "
-                "correct the value"
+                f"model.random_base.{name} is no {kind.__name__} ({type(error).__name__}, "
+                f"{first}); correct the value"
             ) from error
     return InstructBlipConfig(
         vision_config=built["vision"],

@@ -176,10 +176,14 @@ def set_recompute(language_model: PreTrainedModel, recompute: bool) -> None:
     """
     if language_model.config.is_encoder_decoder:
         return  # its blocks are walked by our own code
+    # Late versions of transformers 5 call it activation checkpointing, and warn of the older name.
+    model: Any = language_model
+    renamed = hasattr(model, "activation_checkpointing_enable")
+    name = "activation_checkpointing" if renamed else "gradient_checkpointing"
     if not recompute:
-        language_model.gradient_checkpointing_disable()
+        getattr(model, f"{name}_disable")()
         return
-    language_model.gradient_checkpointing_enable({"use_reentrant": False})
+    getattr(model, f"{name}_enable")({"use_reentrant": False})
     for module in language_model.modules():
         if isinstance(module, GradientCheckpointingLayer):
             module.training = True

@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import BlipImageProcessor
 
 from ibtrain.data import decoding, images
 from ibtrain.data.images import open_pixels, reencode
+
+try:  # transformers 5 has two; that of the plain name resizes with torchvision
+    from transformers import BlipImageProcessorPil as BlipImageProcessor
+except ImportError:
+    from transformers import BlipImageProcessor
 
 
 def noise(width: int, height: int, mode: str = "RGB") -> Image.Image:

@@ -88,17 +88,18 @@ def test_what_would_fit_is_said():
 
 
 def test_gradient_checkpointing_is_advised_before_smaller_batches():
+    # The largest for which zero2 does under transformers 5 too, which keeps a little more.
     recipe = load_recipe(
         "vicuna13b",
         [
-            "training.micro_batch=32",
-            "training.global_batch=256",
+            "training.micro_batch=31",
+            "training.global_batch=248",
             "model.gradient_checkpointing=false",
         ],
     )
     plan = make_plan(recipe, cluster("a100-40g"))
     assert plan.because.endswith(
-        "with training.micro_batch=32 model.gradient_checkpointing=true zero2 and zero3 would"
+        "with training.micro_batch=31 model.gradient_checkpointing=true zero2 and zero3 would"
     )
 
 

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Runs the tests that the versions of libraries can change, in one of tools/environment.sh's
+# environments, which is made first where it is not there. About five minutes on two cores.
+#
+#   tools/test_environment.sh oldest|newest
+#
+# All tests run in .venv (make test). Left out here is what takes long and looks at our own work
+# alone: most of the distributed tests, the planner's, and most cases of the kernels, of which some of
+# every kind are interpreted, and those of one norm and of one attention compiled.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+name=${1:?"which environment? oldest or newest"}
+tools/environment.sh "$name"
+python=$PWD/.venv-$name/bin/python
+export PATH=$PWD/.venv-$name/bin:$PATH PYTHONPATH=$PWD
+"$python" - <<'VERSIONS'
+import sys
+from importlib.metadata import version
+
+names = ("torch", "triton", "transformers", "numpy", "peft", "deepspeed")
+print("Python", sys.version.split()[0], *(f"{name} {version(name)}" for name in names))
+VERSIONS
+
+pytest=("$python" -m pytest -p no:cacheprovider)
+"${pytest[@]}" tests/test_requirements.py tests/test_lazy_imports.py \
+    tests/model tests/data tests/training tests/export \
+    tests/kernels/test_{attention,backends,elementwise,libraries}.py \
+    "tests/distributed/test_resume.py::test_bf16_resumes_bitwise[zero2]"
+"${pytest[@]}" tests/planning/test_plan.py -k "advised or would_fit"
+TRITON_INTERPRET=1 "${pytest[@]}" tests/kernels/interpreted_elementwise.py \
+    -k "operators or frozen or leading or rows or checkpointing"
+TRITON_INTERPRET=1 "${pytest[@]}" tests/kernels/interpreted_attention.py \
+    -k "forty or further or stay_finite or nothing or fused_projection"
+"$python" tools/compile_gate.py --architecture 80 --only rms | tail -n 1
