@@ -40,7 +40,7 @@ def torch_varlen(
     """torch.nn.attention.varlen, FlashAttention 2: [T, H, K]."""
     attend, _ = _found("torch_varlen")
     assert attend is not None
-    accepted = inspect.signature(attend).parameters
+    accepted = _accepted(attend)
     # torch 2.11 says is_causal, later ones the window that a causal mask is.
     options: dict[str, Any] = (
         {"window_size": (-1, 0) if causal else (-1, -1)}
@@ -81,6 +81,12 @@ _WHERE = {
     "torch_varlen": ("torch.nn.attention.varlen", "varlen_attn"),
     "flash": ("flash_attn", "flash_attn_varlen_func"),
 }
+
+
+@functools.cache
+def _accepted(attend: Attention) -> frozenset[str]:
+    """The names of what it takes; asked once, for it costs the host more than a launch."""
+    return frozenset(inspect.signature(attend).parameters)
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import shutil
+import time
 
 import torch
 
@@ -26,6 +27,21 @@ def run(job: Job, sheet: Sheet) -> None:
             "free_disk_bytes": shutil.disk_usage(job.scratch).free,
             "threads": torch.get_num_threads(),
         }
+        sheet.facts["launch_microseconds"] = _launch_microseconds(job)
+
+
+def _launch_microseconds(job: Job, launches: int = 4000) -> float:
+    """What the host needs to start a kernel that does next to nothing, by torch: the pace that
+    short steps cannot outrun.
+    """
+    tensor = torch.zeros(16, device=job.device)
+    for count in (100, launches):
+        begun = time.perf_counter()
+        for _ in range(count):
+            tensor.add_(1.0)
+        if tensor.is_cuda:
+            torch.cuda.synchronize()
+    return 1e6 * (time.perf_counter() - begun) / launches
 
 
 def _installed() -> dict[str, str]:

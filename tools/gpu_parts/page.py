@@ -59,6 +59,13 @@ def lines(document: Document, plots: Sequence[str]) -> Iterator[str]:
         f"{name} {version}" for name, version in versions.items() if version != "none"
     )
     yield ""
+    if "launch_microseconds" in machine:
+        yield (
+            f"{machine['host']['cores']} host cores; the host needs "
+            f"{machine['launch_microseconds']:.1f} µs to start a kernel by torch, and short steps "
+            "are as fast as that."
+        )
+        yield ""
     yield "    python tools/gpu_report.py --out DIR" + " --rehearse" * document["rehearsal"]
     yield ""
     yield from _parts(document)
@@ -184,7 +191,7 @@ def _steps(document: Document) -> Iterator[str]:
     yield "## A step at the true size"
     yield ""
     yield (
-        "Random weights, frozen base, bf16, one GPU; micro-batches of 16 samples with the lengths "
+        "Random weights, frozen base, bf16, one GPU; micro-batches of samples with the lengths "
         "of the paper's mixture (tools/gpu_parts/lengths.py), one a step. *mixture*: the mean of "
         "four such batches; *longest*: every sample as long as the recipes allow. MFU counts what "
         "the model needs of the samples themselves, once, over the data sheet's dense rate."
@@ -192,7 +199,7 @@ def _steps(document: Document) -> Iterator[str]:
     yield ""
     cells = []
     for row in rows:
-        told = [row["part"], row["kind"], "yes" if row["recompute"] else "no"]
+        told = [row["part"], row["kind"], row["samples"], "yes" if row["recompute"] else "no"]
         if "out_of_memory" in row:
             cells.append([*told, "out of memory", "", "", "", ""])
             continue
@@ -206,7 +213,17 @@ def _steps(document: Document) -> Iterator[str]:
                 f"{row['used_bytes'] / GIB:.1f}",
             ]
         )
-    head = ("part", "batch", "recompute", "ms", "samples/s", "MFU", "peak GiB", "card GiB")
+    head = (
+        "part",
+        "batch",
+        "samples",
+        "recompute",
+        "ms",
+        "samples/s",
+        "MFU",
+        "peak GiB",
+        "card GiB",
+    )
     yield from _table(head, cells)
     yield from _ratios(rows)
     for name, part in document["parts"].items():
@@ -228,12 +245,18 @@ def _steps(document: Document) -> Iterator[str]:
 
 def _ratios(rows: list[dict[str, Any]]) -> Iterator[str]:
     """Ours beside transformers', at the same batches."""
-    ours = {(row["part"], row["recompute"]): row for row in rows if row["kind"] == "mixture"}
-    for (part, recompute), theirs in ours.items():
-        mine = ours.get((part.removesuffix("-transformers"), recompute))
+    ours = {
+        (row["part"], row["samples"], row["recompute"]): row
+        for row in rows
+        if row["kind"] == "mixture"
+    }
+    for (part, samples, recompute), theirs in ours.items():
+        mine = ours.get((part.removesuffix("-transformers"), samples, recompute))
         if not part.endswith("-transformers") or not mine:
             continue
-        words = f"{mine['part']}, {'with' if recompute else 'without'} recomputation"
+        words = (
+            f"{mine['part']}, {samples} samples, {'with' if recompute else 'without'} recomputation"
+        )
         if "mean_seconds" in mine and "mean_seconds" in theirs:
             real = sum(mine["tokens"]) / sum(mine["padded_tokens"])
             yield (
@@ -253,7 +276,8 @@ def _planner(document: Document) -> Iterator[str]:
     measured = {}
     for row in step_rows(document):
         sharding = "zero3" if row["part"].endswith("zero3") else "zero2"
-        if "mean_seconds" in row and "transformers" not in row["part"]:
+        alike = row["kind"] != "mixture" or row["samples"] == part["facts"].get("samples")
+        if "mean_seconds" in row and "transformers" not in row["part"] and alike:
             measured[row["model"], sharding, row["recompute"], row["kind"]] = row
     cells = []
     for row in part["rows"]:
@@ -336,7 +360,8 @@ def _plot_steps(document: Document, out: Path, stem: str) -> Path | None:
     from matplotlib import pyplot
 
     names = [
-        f"{row['part'].removeprefix('step-')}{', recomputed' if row['recompute'] else ''}"
+        f"{row['part'].removeprefix('step-')}, {row['samples']} samples"
+        f"{', recomputed' if row['recompute'] else ''}"
         for row in rows
     ]
     colours = ["#9aa0a6" if "transformers" in row["part"] else "#e6550d" for row in rows]

@@ -5,11 +5,14 @@ padded, SDPA, bf16 weights, the frozen parts without gradients, torch's fused Ad
 of what is trained. Weights are random and made on the device.
 """
 
+import cProfile
 import gc
 import hashlib
+import pstats
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import ibtrain.torchvision_mend  # isort: skip
@@ -30,6 +33,8 @@ assert ibtrain.torchvision_mend
 BATCHES, ROUNDS = 4, 3
 """Micro-batches of different lengths, and how often each is run."""
 SAMPLES, REHEARSED_SAMPLES = 16, 2
+MANY_SAMPLES, MANY_REHEARSED_SAMPLES = 64, 3
+"""A micro-batch long enough that the host is not what it waits for."""
 MODELS = {
     "step-7b": ("vicuna-7b", "vicuna7b"),
     "step-13b": ("vicuna-13b", "vicuna13b"),
@@ -77,9 +82,11 @@ def config_of(name: str, rehearse: bool) -> InstructBlipConfig:
     return config
 
 
-def batches_of(rehearse: bool) -> list[Lengths]:
+def batches_of(rehearse: bool, *, many: bool = False) -> list[Lengths]:
     """The micro-batches that are timed."""
     samples = REHEARSED_SAMPLES if rehearse else SAMPLES
+    if many:
+        samples = MANY_REHEARSED_SAMPLES if rehearse else MANY_SAMPLES
     most = (20, 12) if rehearse else LONGEST
     return [drawn(samples, number, most) for number in range(BATCHES)]
 
@@ -137,8 +144,12 @@ def _ours(job: Job, sheet: Sheet, name: str, sharding: str) -> None:
             timer.measure(step, packed, lengths, recompute=recompute)
             if not recompute:
                 timer.profile(step, packed[0])
-        engine.model.recompute = True
-        engine.model.train()
+        many = batches_of(job.rehearse, many=True)
+        packed = [packed_batch(each, config, job.device) for each in many]
+        for recompute in (False, True):
+            engine.model.recompute = recompute
+            engine.model.train()
+            timer.measure(step, packed, many, recompute=recompute)
         full = longest(lengths[0].samples, (20, 12) if job.rehearse else LONGEST)
         timer.measure(
             step, [packed_batch(full, config, job.device)], [full], recompute=True, kind="longest"
@@ -177,6 +188,11 @@ def _theirs(job: Job, sheet: Sheet, name: str) -> None:
             timer.measure(step, padded, lengths, recompute=recompute)
             if not recompute:
                 timer.profile(step, padded[0])
+        many = batches_of(job.rehearse, many=True)
+        padded = [padded_batch(each, config, job.device) for each in many]
+        for recompute in (True, False):
+            _their_recompute(model, recompute)
+            timer.measure(step, padded, many, recompute=recompute)
 
 
 def _their_model(config: InstructBlipConfig, device: torch.device) -> Any:
@@ -237,7 +253,8 @@ class _Timer:
         kind: str = "mixture",
     ) -> None:
         """Median and mean seconds of a step over the batches, after each was run once."""
-        row: dict[str, Any] = {"kind": kind, "recompute": recompute}
+        samples = lengths[0].samples
+        row: dict[str, Any] = {"kind": kind, "samples": samples, "recompute": recompute}
         try:
             row |= self._measured(step, batches, lengths)
         except torch.OutOfMemoryError as error:
@@ -267,7 +284,6 @@ class _Timer:
                 taken.append(time.perf_counter() - begun)
         samples = lengths[0].samples
         return {
-            "samples": samples,
             "tokens": [each.tokens(self.queries) for each in lengths],
             "padded_tokens": [each.padded(self.queries) for each in lengths],
             "answer_tokens": [sum(each.answers) for each in lengths],
@@ -311,7 +327,36 @@ class _Timer:
             {"name": name[:160], "milliseconds": taken, "launches": int(count)}
             for name, (taken, count) in busiest[:40]
         ]
+        self.sheet.facts["host_operations"] = [
+            {
+                "name": event.key[:100],
+                "milliseconds": event.self_cpu_time_total / 1e3,
+                "calls": event.count,
+            }
+            for event in sorted(watched.key_averages(), key=lambda it: -it.self_cpu_time_total)[:40]
+        ]
+        self.sheet.facts["host_functions"] = _functions(lambda: step(batch))
         self.sheet.write()
+
+
+def _functions(call: Callable[[], Any]) -> list[dict[str, Any]]:
+    """The host's time of a call by Python's functions, those that take most themselves first;
+    threads of torch's backward are not in it.
+    """
+    watched = cProfile.Profile()
+    watched.runcall(call)
+    rows = sorted(pstats.Stats(watched).stats.items(), key=lambda item: -item[1][2])  # type: ignore[attr-defined]
+    whole = max((row[1][3] for row in rows), default=0.0)
+    rows = rows[:60] + [row for row in rows[60:] if row[1][3] > whole / 40]
+    return [
+        {
+            "name": f"{'/'.join(Path(file).parts[-3:])}:{line} {function}",
+            "calls": calls,
+            "milliseconds": 1e3 * own,
+            "with_callees": 1e3 * together,
+        }
+        for (file, line, function), (_, calls, own, together, _) in rows
+    ]
 
 
 def _synchronize(job: Job) -> None:
