@@ -62,7 +62,7 @@ PARTS = (
     Part("step-7b-transformers", 60, alone=True),
     Part("step-13b", 75, alone=True),
     Part("step-13b-transformers", 60, alone=True),
-    Part("attention", 110, alone=True),
+    Part("attention", 95, alone=True),
     Part("step-7b-zero3", 75, alone=True),
     Part("step-t5-xxl", 75, alone=True),
 )

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ibtrain.kernels.operators import operator
 from ibtrain.kernels.triton_attention import attention_forward
 from ibtrain.kernels.triton_attention_backward import (
     attention_backward_key,
@@ -48,7 +49,7 @@ def _dropout(dropout_p: float) -> dict[str, Any]:
     }
 
 
-@torch.library.custom_op("ibtrain::varlen_attention", mutates_args=())
+@operator("ibtrain::varlen_attention")
 def attention(
     query: Tensor,
     key: Tensor,
@@ -92,7 +93,7 @@ def attention(
     return out, log_totals
 
 
-@torch.library.custom_op("ibtrain::varlen_attention_backward", mutates_args=())
+@operator("ibtrain::varlen_attention_backward")
 def attention_backward(
     gradient: Tensor,
     query: Tensor,
@@ -221,4 +222,4 @@ def _backward(context: Any, gradient: Tensor | None, _: Tensor | None) -> Any:
     return (*gradients, *nothing, bias_gradient if wanted else None, None, None)
 
 
-attention.register_autograd(_backward, setup_context=_keep)
+attention.register_autograd(_backward, _keep)

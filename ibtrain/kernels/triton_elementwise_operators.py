@@ -12,6 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
+from ibtrain.kernels.operators import operator
 from ibtrain.kernels.triton_elementwise import (
     gated_act_backward_kernel,
     gated_act_forward_kernel,
@@ -34,14 +35,14 @@ def _rows(x: Tensor, width: int) -> Tensor:
     return x if x.stride(1) == 1 else x.contiguous()
 
 
-@torch.library.custom_op("ibtrain::rms_norm", mutates_args=())
+@operator("ibtrain::rms_norm")
 def rms_norm_op(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The RMS norm of x [..., D]; returns (normed [..., D], rstd [rows])."""
     normed, _, rstd = _norm_forward(x, None, weight, eps)
     return normed, rstd
 
 
-@torch.library.custom_op("ibtrain::add_rms_norm", mutates_args=())
+@operator("ibtrain::add_rms_norm")
 def add_rms_norm_op(
     x: Tensor, residual: Tensor, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -72,7 +73,7 @@ def _norm_forward(
     return normed, total, rstd_T
 
 
-@torch.library.custom_op("ibtrain::rms_norm_backward", mutates_args=())
+@operator("ibtrain::rms_norm_backward")
 def rms_norm_backward_op(
     d_normed: Tensor,
     d_total: Tensor | None,
@@ -161,11 +162,11 @@ def _add_rms_norm_backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor 
     return d_x, d_x, d_weight, None
 
 
-rms_norm_op.register_autograd(_rms_norm_backward, setup_context=_save_norm)
-add_rms_norm_op.register_autograd(_add_rms_norm_backward, setup_context=_save_norm)
+rms_norm_op.register_autograd(_rms_norm_backward, _save_norm)
+add_rms_norm_op.register_autograd(_add_rms_norm_backward, _save_norm)
 
 
-@torch.library.custom_op("ibtrain::rope", mutates_args=())
+@operator("ibtrain::rope")
 def rope_op(
     query: Tensor,
     key: Tensor,
@@ -222,10 +223,10 @@ def _rope_backward(ctx: Any, d_query: Tensor, d_key: Tensor) -> tuple[Tensor | N
     return (*turned, None, None, None, None)
 
 
-rope_op.register_autograd(_rope_backward, setup_context=_save_rope)
+rope_op.register_autograd(_rope_backward, _save_rope)
 
 
-@torch.library.custom_op("ibtrain::gated_act", mutates_args=())
+@operator("ibtrain::gated_act")
 def gated_act_op(gate: Tensor, up: Tensor, kind: str) -> Tensor:
     """act(gate) * up, of any shape [..., D]; kind is one of `Activation`."""
     width = gate.shape[-1]
@@ -243,7 +244,7 @@ def gated_act_op(gate: Tensor, up: Tensor, kind: str) -> Tensor:
     return out
 
 
-@torch.library.custom_op("ibtrain::gated_act_backward", mutates_args=())
+@operator("ibtrain::gated_act_backward")
 def gated_act_backward_op(
     gradient: Tensor, gate: Tensor, up: Tensor, kind: str
 ) -> tuple[Tensor, Tensor]:
@@ -285,4 +286,4 @@ def _gated_act_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]
     return (*gated_act_backward_op(gradient, gate, up, ctx.kind), None)
 
 
-gated_act_op.register_autograd(_gated_act_backward, setup_context=_save_gated_act)
+gated_act_op.register_autograd(_gated_act_backward, _save_gated_act)

@@ -236,6 +236,8 @@ class Engine:
         self.engine, self.zero, *_ = deepspeed.initialize(
             model=model, optimizer=self._optimizer, config=ds_config, dist_init_required=False
         )
+        if hasattr(self.zero, "get_grad_norm_direct"):
+            self.zero.get_grad_norm_direct = _gradient_norm
         restore_frequencies(model.language_model)
         self._create_moments()
 
@@ -292,6 +294,18 @@ class Engine:
 
     def _moments(self) -> Iterator[dict[str, Tensor]]:
         return iter(self._optimizer.state.values())
+
+
+def _gradient_norm(gradients: Sequence[Tensor], _: Any, norm_type: float = 2) -> Tensor:
+    """The norm of all ranks' parts of a group's gradients, -1 where it is not finite.
+
+    In the place of DeepSpeed's, which makes an fp64 copy of one gradient after the other: a
+    thousand launches in a 7B's step.
+    """
+    assert norm_type == 2
+    squared = torch.nn.utils.get_total_norm([each.detach() for each in gradients]).square()
+    torch.distributed.all_reduce(squared)
+    return torch.where(squared.isfinite(), squared.sqrt(), -1.0)
 
 
 def _decay_groups(model: InstructBlip, weight_decay: float) -> list[dict[str, Any]]:

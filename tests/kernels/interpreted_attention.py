@@ -279,14 +279,14 @@ def arguments_of(case: Case):
 def test_torch_takes_the_operators_as_whole():
     case = Case((20, 5), (20, 7), 2, 1, 16, causal=True, reach=3, dropout_p=0.1)
     arguments = arguments_of(case)
-    torch.library.opcheck(attention, arguments)
+    torch.library.opcheck(attention.registered, arguments)
     out, log_totals = attention(*arguments)
     query, key, value, cu_query, cu_key, *numbers, bias, dropout_p, seed = (
         part.detach() if isinstance(part, Tensor) else part for part in arguments
     )
     saved = (query, key, value, cu_query, cu_key, out.detach(), log_totals.detach())
     torch.library.opcheck(
-        attention_backward,
+        attention_backward.registered,
         (torch.ones_like(out), *saved, *numbers, bias, dropout_p, seed, False),
     )
 

@@ -254,18 +254,18 @@ def test_operators_are_registered_as_torch_wants_them(trained: bool) -> None:
     weight = draw(3, torch.float32, 40).requires_grad_(trained)
     plain = x.detach(), residual.detach()
     rstd = torch.ones(3)
-    torch.library.opcheck(operators.rms_norm_op, (x, weight, EPS))
-    torch.library.opcheck(operators.add_rms_norm_op, (x, residual, weight, EPS))
+    torch.library.opcheck(operators.rms_norm_op.registered, (x, weight, EPS))
+    torch.library.opcheck(operators.add_rms_norm_op.registered, (x, residual, weight, EPS))
     for d_total in (None, plain[1]):
         arguments = (plain[0], d_total, plain[1], weight.detach(), rstd, trained)
-        torch.library.opcheck(operators.rms_norm_backward_op, arguments)
+        torch.library.opcheck(operators.rms_norm_backward_op.registered, arguments)
     query, key = x.view(3, 5, 8), residual[:, :16].view(3, 2, 8)
     cos, sin = draw(4, torch.float32, 6, 8), draw(5, torch.float32, 6, 8)
     positions = torch.tensor([5, 0, 3]) if trained else None
     rotated = (query.detach().requires_grad_(), key.detach().requires_grad_())
-    torch.library.opcheck(operators.rope_op, (*rotated, cos, sin, positions, False))
-    torch.library.opcheck(operators.gated_act_op, (x, residual, "silu"))
-    torch.library.opcheck(operators.gated_act_backward_op, (*plain, plain[0], "gelu"))
+    torch.library.opcheck(operators.rope_op.registered, (*rotated, cos, sin, positions, False))
+    torch.library.opcheck(operators.gated_act_op.registered, (x, residual, "silu"))
+    torch.library.opcheck(operators.gated_act_backward_op.registered, (*plain, plain[0], "gelu"))
 
 
 def block(x: Tensor, residual: Tensor, weight: Tensor) -> Tensor:
@@ -281,6 +281,19 @@ def block_inputs() -> list[Tensor]:
         draw(2, torch.float32, 9, 40),
         draw(3, torch.float32, 40),
     ]
+
+
+def test_what_is_called_directly_is_what_torch_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    direct = outcome(block, block_inputs())
+    assert all(out.grad_fn is not None for out in direct[0])
+    asked = []
+    monkeypatch.setattr(
+        "ibtrain.kernels.operators._is_looked_at", lambda tensor: asked.append(tensor) or True
+    )
+    assert same(direct, outcome(block, block_inputs()))
+    assert len(asked) == 6  # three operations, forward and backward
+    with torch.no_grad():
+        assert torch.equal(direct[0][0], block(*block_inputs()))
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

@@ -35,6 +35,7 @@ BATCHES, ROUNDS = 4, 3
 SAMPLES, REHEARSED_SAMPLES = 16, 2
 MANY_SAMPLES, MANY_REHEARSED_SAMPLES = 64, 3
 """A micro-batch long enough that the host is not what it waits for."""
+WITH_MANY = ("step-7b", "step-7b-transformers")
 MODELS = {
     "step-7b": ("vicuna-7b", "vicuna7b"),
     "step-13b": ("vicuna-13b", "vicuna13b"),
@@ -144,9 +145,9 @@ def _ours(job: Job, sheet: Sheet, name: str, sharding: str) -> None:
             timer.measure(step, packed, lengths, recompute=recompute)
             if not recompute:
                 timer.profile(step, packed[0])
-        many = batches_of(job.rehearse, many=True)
+        many = batches_of(job.rehearse, many=True) if job.name in WITH_MANY else []
         packed = [packed_batch(each, config, job.device) for each in many]
-        for recompute in (False, True):
+        for recompute in (False, True) if many else ():
             engine.model.recompute = recompute
             engine.model.train()
             timer.measure(step, packed, many, recompute=recompute)
@@ -188,9 +189,9 @@ def _theirs(job: Job, sheet: Sheet, name: str) -> None:
             timer.measure(step, padded, lengths, recompute=recompute)
             if not recompute:
                 timer.profile(step, padded[0])
-        many = batches_of(job.rehearse, many=True)
+        many = batches_of(job.rehearse, many=True) if job.name in WITH_MANY else []
         padded = [padded_batch(each, config, job.device) for each in many]
-        for recompute in (True, False):
+        for recompute in (True, False) if many else ():
             _their_recompute(model, recompute)
             timer.measure(step, padded, many, recompute=recompute)
 
