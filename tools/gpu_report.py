@@ -20,7 +20,8 @@ planner     what `ibtrain plan` says of the same steps.
 
 Writes OUT/DATE-CARD.json and .md, with plots beside them, anew after every part, and OUT/log.txt.
 Exit code 1 where something is broken or a part did not end, 0 otherwise: a slow kernel is a result.
-`--rehearse` runs all of it on a CPU at tiny sizes, Triton's kernels in its interpreter.
+`--rehearse` runs all of it on a CPU at tiny sizes, Triton's kernels in its interpreter;
+`--merge A.json B.json` makes one report of what a card had time for on several occasions.
 """
 
 import argparse
@@ -75,6 +76,8 @@ def main(arguments: list[str] | None = None) -> int:
     parsed = _parser().parse_args(arguments)
     if parsed.part:
         return _run_one(parsed)
+    if parsed.merge:
+        return _merge(parsed.merge, parsed.out)
     unknown = sorted(set(parsed.parts or ()) - {part.name for part in PARTS})
     if unknown:
         names = ", ".join(part.name for part in PARTS)
@@ -83,6 +86,31 @@ def main(arguments: list[str] | None = None) -> int:
     parsed.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="gpu-report-") as directory:
         return _Report(parsed, parts, parsed.scratch or Path(directory)).run()
+
+
+def _merge(reports: list[Path], out: Path) -> int:
+    """One report of several: of each part the last that was done, or else the last of all."""
+    from gpu_parts import page
+
+    documents = sorted(
+        (json.loads(path.read_text()) for path in reports), key=lambda it: it["date"]
+    )
+    merged: dict[str, Any] = dict(documents[-1])
+    merged["seconds"] = sum(document["seconds"] for document in documents)
+    merged["parts"] = {}
+    for part in PARTS:
+        found = [
+            {"date": document["date"], "commit": document["commit"]} | document["parts"][part.name]
+            for document in documents
+            if part.name in document["parts"]
+        ]
+        if found:
+            done = [each for each in found if each["done"]]
+            merged["parts"][part.name] = (done or found)[-1]
+    merged["merged"] = len(documents)
+    out.mkdir(parents=True, exist_ok=True)
+    page.write(merged, out, [])
+    return 0
 
 
 def _run_one(parsed: argparse.Namespace) -> int:
@@ -272,6 +300,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rehearse", action="store_true", help="on a CPU, at tiny sizes")
     parser.add_argument("--world", type=Path, metavar="DIR", help="a toy world made before")
     parser.add_argument("--scratch", type=Path, metavar="DIR", help="kept (else temporary)")
+    parser.add_argument(
+        "--merge", nargs="+", type=Path, metavar="JSON", help="makes one report of several"
+    )
     parser.add_argument("--commit", help="what to call the commit where git cannot be asked")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, default=600, help=argparse.SUPPRESS)

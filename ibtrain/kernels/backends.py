@@ -69,7 +69,8 @@ def _compiled(kind: AttentionKind) -> bool:
     return kind.head_width in TRITON_WIDTHS
 
 
-# The first rule that holds decides, and of its backends the first that can.
+# The first rule that holds decides, and of its backends the first that can. Ratios are those of
+# docs/benchmarks/2026-11-27-h100-80gb-hbm3.md; the flash-attn package was not there.
 TABLE = (
     Rule(
         lambda kind: kind.device.type == "meta",
@@ -94,7 +95,8 @@ TABLE = (
     Rule(
         lambda kind: kind.bias,
         (Backend.TRITON, Backend.SDPA),
-        "no library takes a bias by distance",
+        "of libraries FlexAttention alone takes a bias by distance, without dropout and, on a CPU, "
+        "without a backward",
     ),
     Rule(
         lambda kind: kind.dtype not in (torch.bfloat16, torch.float16),
@@ -104,17 +106,24 @@ TABLE = (
     Rule(
         lambda kind: kind.dropout,
         (Backend.TRITON, Backend.FLASH, Backend.SDPA),
-        "torch's packed attention has no dropout",
+        "torch's packed attention has no dropout; padded SDPA drops faster, by 10 us a call on an "
+        "H100, but pads what is packed",
     ),
     Rule(
         lambda kind: kind.head_width <= 64 and not kind.causal,
         (Backend.TRITON, Backend.FLASH, Backend.TORCH_VARLEN, Backend.SDPA),
-        "published rates have Triton level with the best library at this width",
+        "on an H100 Triton takes 0.7 to 0.8 of torch's packed attention's time at this width",
+    ),
+    Rule(
+        lambda kind: kind.causal,
+        (Backend.TRITON, Backend.FLASH, Backend.TORCH_VARLEN, Backend.SDPA),
+        "on an H100 Triton takes 0.75 of torch's packed attention's time forward, and 1.0 with its "
+        "backward",
     ),
     Rule(
         lambda kind: True,
         (Backend.FLASH, Backend.TORCH_VARLEN, Backend.TRITON, Backend.SDPA),
-        "published rates have FlashAttention ahead where heads are wide or causal",
+        "on an H100 torch's packed attention takes 0.74 of Triton's time at a vision tower's width",
     ),
 )
 

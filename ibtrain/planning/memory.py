@@ -15,8 +15,11 @@ from ibtrain.planning.rehearsal import DTYPES
 
 RESERVE = 1_600_000_000
 """Bytes outside torch's tensors: CUDA's context, NCCL's buffers, cuBLAS's workspaces."""
-FRAGMENTATION = 0.05
-"""Of the activations: lengths differ from batch to batch, and freed blocks do not fit the next."""
+FRAGMENTATION = 0.15
+"""Of the activations: lengths differ from batch to batch, and freed blocks do not fit the next. An
+H100 with memory to spare held more (docs/benchmarks/2026-11-27-h100-80gb-hbm3.md): 9 GiB beyond the
+tensors and the context beside a 13B's 32 GiB of activations. Torch gives cached blocks back before
+it fails, so that not all of it is needed."""
 _SINGLE = 4
 _ADAM = 12
 """Bytes for each trained parameter: fp32 weight and both moments."""

@@ -15,7 +15,9 @@ TYPICAL = Lengths(instruction=27, answer=16)
 """A sample of the 13 held-in datasets drawn by the square root of their sizes comes to about 75
 tokens with its 32 visual ones (calculated from the datasets' published lengths)."""
 MATRIX_SHARE = 0.63
-"""Of the peak rate, what large products of matrices reach: 620 of an H200's 989 TFLOP/s."""
+"""Of the peak rate, what large products of matrices reach: 620 of an H200's 989 TFLOP/s. On an H100
+(docs/benchmarks/2026-11-27-h100-80gb-hbm3.md, "the report" below) a step's kernels took 1.1 times
+what is planned with these shares, and one large product reached 719."""
 ATTENTION_SHARE = 0.25
 """The same of attention; FlashAttention 2 at head width 128 has published rates of 191 (causal) to
 309 TFLOP/s of 989."""
@@ -23,11 +25,16 @@ MEMORY_SHARE = 0.8
 LINK_SHARE = 0.8
 KERNEL_SECONDS = 2e-6
 """The least that a launch takes on the device."""
-LAUNCH_SECONDS = 6e-6
-"""What the host needs to launch an operator from Python."""
-HOOK_SECONDS = 1e-4
+LAUNCH_SECONDS = 9e-5
+"""What the host needs for each operator of a micro-batch, DeepSpeed's handling of gradients
+included: 208 ms for 2,585 of a 7B, 281 ms for 2,825 of a 13B (the report; a virtual machine, whose
+host needed 8 to 10 us to start a kernel)."""
+RECOMPUTED_SECONDS = 4.5e-4
+"""What the host needs for each call of a module that is computed again, beside its operators: 143
+ms more for 256 calls and 352 operators at 7B, 176 for 320 and 440 at 13B (the report)."""
+HOOK_SECONDS = 7e-4
 """What DeepSpeed 0.19.8 needs on the host, under ZeRO-3, around each pass of a module that has
-parameters (measured: 200 linear layers of width 16 in one process, 2026-11-26, a busy CPU core)."""
+parameters: 1,398 ms a micro-batch of a 7B in place of 351, over 1,409 passes (the report)."""
 _UPDATE_BYTES = 30
 """Read and written by AdamW for each trained parameter: gradient, weight and both moments in fp32,
 then the weight in bf16."""
@@ -167,9 +174,12 @@ class _Planner:
         flops = once.flops // samples
         memories = self._memories(self.micro_batch)
         passes = usual.module_calls + once.module_calls_with_gradient
+        again = usual.module_calls - once.module_calls
         filled = self.share / (samples * self.micro_batches)
         choices = [
-            self._choice(sharding, memory, filled * self._computing(sharding, usual, passes), flops)
+            self._choice(
+                sharding, memory, filled * self._computing(sharding, usual, passes, again), flops
+            )
             for sharding, memory in zip(self.shardings, memories, strict=True)
         ]
         chosen = choose(choices)
@@ -222,14 +232,22 @@ class _Planner:
             for sharding in self.shardings
         ]
 
-    def _computing(self, sharding: Sharding, rehearsal: Rehearsal, passes: int) -> float:
+    def _computing(
+        self, sharding: Sharding, rehearsal: Rehearsal, passes: int, again: int
+    ) -> float:
         """Seconds of a micro-batch without communication: the device's or, where that is slower,
         the host's, which runs ahead of it.
 
         A launch takes as long as its arithmetic or its memory traffic, whichever is longer.
+
+        Args:
+            sharding: the choice.
+            rehearsal: of a typical micro-batch.
+            passes: of modules with parameters, forward, again and backward.
+            again: calls of such modules that are a recomputation.
         """
         device, precision = self.cluster.device, self.recipe.model.precision
-        host = LAUNCH_SECONDS * len(rehearsal.operations)
+        host = LAUNCH_SECONDS * len(rehearsal.operations) + RECOMPUTED_SECONDS * again
         if sharding.stage == 3:
             host += HOOK_SECONDS * passes
         working = sum(

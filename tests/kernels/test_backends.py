@@ -40,8 +40,8 @@ T5_DECODER = kind(64, bias=True, causal=True)
     ("present", "wanted"),
     [
         # tower, Llama, Q-Former trained and frozen, T5 encoder and decoder
-        (("triton", "flash", "torch_varlen"), "flash flash triton triton triton triton"),
-        (("triton", "torch_varlen"), "torch_varlen torch_varlen triton triton triton triton"),
+        (("triton", "flash", "torch_varlen"), "flash triton triton triton triton triton"),
+        (("triton", "torch_varlen"), "torch_varlen triton triton triton triton triton"),
         (("triton",), "triton triton triton triton triton triton"),
         (("flash",), "flash flash flash flash sdpa sdpa"),
         (("torch_varlen",), "torch_varlen torch_varlen sdpa torch_varlen sdpa sdpa"),

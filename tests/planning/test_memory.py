@@ -13,7 +13,7 @@ COUNTS = Counts(
     bytes_each=2,
 )
 ACTIVATIONS = 1_000_000
-RESERVE = 1_600_000_000 + 50_000
+RESERVE = 1_600_000_000 + 150_000
 SINGLE = {"communication_data_type": "fp32", "data_types": {"grad_accum_dtype": "fp32"}}
 
 

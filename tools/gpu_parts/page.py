@@ -16,17 +16,19 @@ Document = dict[str, Any]
 
 
 def write(document: Document, out: Path, logs: Sequence[Path]) -> None:
-    """Replaces OUT/DATE-CARD.{md,json}, the plots beside them, and log.txt."""
+    """Replaces OUT/DATE-CARD.{md,json}, the plots beside them, and log.txt if there are logs."""
     stem = f"{document['date'][:10]}-{card_name(document)}"
     plots = [path for path in (_plot_steps(document, out, stem),) if path]
-    if logs:
-        picture = logs[0].parent / "attention.png"
-        if picture.is_file():
-            plots.append(out / f"{stem}-attention.png")
-            shutil.copyfile(picture, plots[-1])
+    picture = out / f"{stem}-attention.png"
+    if logs and (logs[0].parent / "attention.png").is_file():
+        shutil.copyfile(logs[0].parent / "attention.png", picture)
+    if picture.is_file() and _part(document, "attention"):
+        plots.append(picture)
     _replace(out / f"{stem}.json", json.dumps(document, indent=1) + "\n")
     _replace(out / f"{stem}.md", "\n".join(lines(document, [plot.name for plot in plots])) + "\n")
     told = [(log.stem, log.read_text(errors="replace")[-LOG_CHARACTERS:]) for log in logs]
+    if not told:
+        return
     _replace(out / "log.txt", "\n".join(f"=== {name}\n{text}" for name, text in told))
 
 
@@ -54,7 +56,9 @@ def lines(document: Document, plots: Sequence[str]) -> Iterator[str]:
     if document["rehearsal"]:
         yield "A rehearsal on a CPU at tiny sizes: no figure here says anything about a GPU."
         yield ""
-    yield f"{document['date']}, commit {document['commit']}, {document['seconds']:.0f} s in all."
+    runs = f" in {document['merged']} runs" if "merged" in document else ""
+    when = f"{document['date']}, commit {document['commit']}"
+    yield f"{when}, {document['seconds']:.0f} s in all{runs}."
     yield f"Driver {hardware.get('driver', 'not known')}; " + ", ".join(
         f"{name} {version}" for name, version in versions.items() if version != "none"
     )
@@ -97,9 +101,15 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> Iterator[str]:
 
 def _parts(document: Document) -> Iterator[str]:
     yield from _table(
-        ("part", "state", "seconds", "faults"),
+        ("part", "state", "seconds", "faults", "commit"),
         [
-            (name, part["state"], f"{part['wall_seconds']:.0f}", len(part["faults"]))
+            (
+                name,
+                part["state"],
+                f"{part['wall_seconds']:.0f}",
+                len(part["faults"]),
+                part.get("commit", document["commit"]),
+            )
             for name, part in document["parts"].items()
         ],
     )

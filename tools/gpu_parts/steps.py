@@ -151,6 +151,8 @@ def _ours(job: Job, sheet: Sheet, name: str, sharding: str) -> None:
             engine.model.recompute = recompute
             engine.model.train()
             timer.measure(step, packed, many, recompute=recompute)
+        engine.model.recompute = True
+        engine.model.train()
         full = longest(lengths[0].samples, (20, 12) if job.rehearse else LONGEST)
         timer.measure(
             step, [packed_batch(full, config, job.device)], [full], recompute=True, kind="longest"
