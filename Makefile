@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test test-oldest test-newest check format environment clean
+.PHONY: quickstart test test-oldest test-newest test-card check format environment clean
 
 environment: $(STAMP)
 
@@ -20,7 +20,7 @@ quickstart: environment  ## the whole job on a toy world, from raw files to an e
 test: environment
 	$(VENV)/bin/python -m pytest
 
-test-oldest test-newest: test-%:  ## in an environment of that end of the versions, made on first use
+test-oldest test-newest test-card: test-%:  ## in an environment of its own, made on first use: an end of the versions, or a GPU machine's
 	tools/test_environment.sh $*
 
 check: environment

@@ -2,15 +2,16 @@
 # Runs the tests that the versions of libraries can change, in one of tools/environment.sh's
 # environments, which is made first where it is not there. About five minutes on two cores.
 #
-#   tools/test_environment.sh oldest|newest
+#   tools/test_environment.sh oldest|newest|card
 #
 # All tests run in .venv (make test). Left out here is what takes long and looks at our own work
 # alone: most of the distributed tests, the planner's, and most cases of the kernels, of which some of
-# every kind are interpreted, and those of one norm and of one attention compiled.
+# every kind are interpreted, and all are compiled for one architecture. In card, which has what a GPU
+# machine has and the wheels that are carried there, the whole GPU report is rehearsed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-name=${1:?"which environment? oldest or newest"}
+name=${1:?"which environment? oldest, newest or card"}
 tools/environment.sh "$name"
 python=$PWD/.venv-$name/bin/python
 export PATH=$PWD/.venv-$name/bin:$PATH PYTHONPATH=$PWD
@@ -22,6 +23,9 @@ names = ("torch", "triton", "transformers", "numpy", "peft", "deepspeed")
 print("Python", sys.version.split()[0], *(f"{name} {version(name)}" for name in names))
 VERSIONS
 
+if [[ $name == card ]]; then
+    exec "$python" tools/gpu_report.py --rehearse --out ".venv-$name/report"
+fi
 pytest=("$python" -m pytest -p no:cacheprovider)
 "${pytest[@]}" tests/test_requirements.py tests/test_lazy_imports.py \
     tests/model tests/data tests/training tests/export \
@@ -32,4 +36,9 @@ TRITON_INTERPRET=1 "${pytest[@]}" tests/kernels/interpreted_elementwise.py \
     -k "operators or frozen or leading or rows or checkpointing"
 TRITON_INTERPRET=1 "${pytest[@]}" tests/kernels/interpreted_attention.py \
     -k "forty or further or stay_finite or nothing or fused_projection"
-"$python" tools/compile_gate.py --architecture 80 --only rms | tail -n 1
+# Which card the tests of .venv do not compile for, and the one that the oldest versions have seen.
+case $name in
+    oldest) architecture=90 ;;
+    *) architecture=100 ;;
+esac
+"$python" tools/compile_gate.py --architecture "$architecture" | tail -n 1
