@@ -250,8 +250,8 @@ def _recipe(directory: Path, workers: int) -> Recipe:
 def _tokenizer(directory: Path) -> Any:
     from transformers import InstructBlipProcessor
 
-    from ibtrain.data.tokenization import InstructionTokenizer
     from ibtrain.data.toy.tokenizers import write_processor
+    from ibtrain.tokenization import InstructionTokenizer
 
     texts = {
         text for record in read_records(directory / "shards-0") for text in record.instructions

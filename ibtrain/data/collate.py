@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ibtrain.batch import Batch
-from ibtrain.data.tokenization import InstructionTokenizer
+from ibtrain.tokenization import InstructionTokenizer
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from ibtrain.data.quarantine import BadDataError, Incident, Ledger
 from ibtrain.data.reading_processes import ProcessDiedError, ReadingProcesses
 from ibtrain.data.records import Record
 from ibtrain.data.shard_cache import BadShardError, ShardCache
-from ibtrain.data.tokenization import InstructionTokenizer
+from ibtrain.tokenization import InstructionTokenizer
 
 _PREFETCH = 2  # batches per worker
 _MOST_REPLACEMENTS = 1000

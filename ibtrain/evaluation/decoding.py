@@ -24,9 +24,9 @@ from transformers import (
 )
 
 from ibtrain.data.images import open_pixels, to_rgb
-from ibtrain.data.tokenization import InstructionTokens
 from ibtrain.model.opening import OpenedModel
 from ibtrain.model.t5 import start_token
+from ibtrain.tokenization import InstructionTokens
 
 Picture = bytes | Image.Image
 _EXIF_ORIENTATION = 0x0112

@@ -12,7 +12,6 @@ from transformers import (
 from transformers.models.auto import CONFIG_MAPPING
 
 from ibtrain.config import ModelSection, RandomBase
-from ibtrain.data.tokenization import InstructionTokenizer
 from ibtrain.model.census import TEXT_PATH, census
 from ibtrain.model.fingerprint import fingerprint
 from ibtrain.model.hub import resolve_directory
@@ -32,6 +31,7 @@ from ibtrain.model.weights import (
     read_config,
     read_model_type,
 )
+from ibtrain.tokenization import InstructionTokenizer
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,6 @@ from torch import Tensor
 from transformers import InstructBlipConfig
 
 from ibtrain.config import LoraSection, ModelSection, Recipe, RecipeError, load_recipe
-from ibtrain.data.tokenization import InstructionTokenizer
 from ibtrain.model.adapters import (
     ADAPTER_CONFIG,
     ADAPTER_DIRECTORY,
@@ -55,6 +54,7 @@ from ibtrain.run_directory import (
     read_json,
     verify_step,
 )
+from ibtrain.tokenization import InstructionTokenizer
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import InstructBlipConfig, PreTrainedTokenizerBase
 
-from ibtrain.data.tokenization import InstructionTokenizer
 from ibtrain.model.weights import TensorSource
+from ibtrain.tokenization import InstructionTokenizer
 
 SAMPLED_TENSORS = 64
 SAMPLED_VALUES = 1024

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from ibtrain.config import Recipe
-from ibtrain.data.tokenization import InstructionTokenizer
 from ibtrain.model.finding import FoundModel, find_model
 from ibtrain.model.instructblip import InstructBlip
+from ibtrain.tokenization import InstructionTokenizer
 
 
 @dataclass(frozen=True)

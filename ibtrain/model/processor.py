@@ -16,9 +16,9 @@ from transformers import (
 )
 
 from ibtrain.config import ModelSection
-from ibtrain.data.tokenization import open_tokenizer
 from ibtrain.model.hub import resolve_directory
 from ibtrain.model.weights import open_config, read_model_type
+from ibtrain.tokenization import open_tokenizer
 
 QFORMER_TOKENIZER = "qformer_tokenizer"
 _VICUNA_TOKENS = {"bos_token": "</s>", "eos_token": "</s>", "unk_token": "</s>"}

@@ -8,7 +8,6 @@ from transformers import InstructBlipConfig
 from ibtrain.config import Recipe, RecipeError
 from ibtrain.data.loader import cache_directory
 from ibtrain.data.mixture import Mixture, resolve_mixture
-from ibtrain.data.tokenization import InstructionTokenizer
 from ibtrain.model.base import base_config, base_directory, base_sources
 from ibtrain.model.weights import (
     SafetensorsSource,
@@ -17,6 +16,7 @@ from ibtrain.model.weights import (
     choose_sources,
 )
 from ibtrain.run_directory import TRAINABLE
+from ibtrain.tokenization import InstructionTokenizer
 from ibtrain.training.engine import sharding_config
 from ibtrain.training.ranks import Ranks
 

@@ -25,7 +25,7 @@ from ibtrain.data.mixture import (
 )
 from ibtrain.data.quarantine import BadDataError, Incident, Ledger
 from ibtrain.data.records import Answer, Record
-from ibtrain.data.tokenization import InstructionTokens
+from ibtrain.tokenization import InstructionTokens
 from tests.data.small_shards import picture, record, write_shards
 
 SIZES = {"big": 40, "small": 9, "one": 1}

@@ -5,7 +5,6 @@ import torch
 from transformers import Blip2Config, Blip2ForConditionalGeneration, InstructBlipProcessor
 
 from ibtrain.config import ModelSection
-from ibtrain.data.tokenization import InstructionTokenizer
 from ibtrain.model.base import (
     base_config,
     base_directory,
@@ -14,6 +13,7 @@ from ibtrain.model.base import (
     record_base,
 )
 from ibtrain.model.weights import RandomSource, choose_sources, parameter_shapes
+from ibtrain.tokenization import InstructionTokenizer
 from tests.tiny import (
     tiny_architecture,
     tiny_config,

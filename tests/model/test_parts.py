@@ -9,9 +9,9 @@ import torch
 from transformers import AutoTokenizer
 
 from ibtrain.config import ModelSection
-from ibtrain.data.tokenization import InstructionTokenizer
 from ibtrain.model.base import base_config, base_directory, base_sources, record_base
 from ibtrain.model.weights import choose_sources
+from ibtrain.tokenization import InstructionTokenizer
 from tests.model.released import (
     lavis_state_dict,
     trimmed,

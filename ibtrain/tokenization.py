@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import ibtrain.torchvision_mend  # isort: skip
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+assert ibtrain.torchvision_mend
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import pytest
 import sentencepiece
 from transformers import AutoTokenizer, T5TokenizerFast
 
-from ibtrain.data.tokenization import InstructionTokenizer
+from ibtrain.tokenization import InstructionTokenizer
 from tests.tiny import CORPUS
 
 
