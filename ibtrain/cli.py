@@ -292,8 +292,8 @@ def _prepare(parsed: argparse.Namespace) -> int:
 def _verify(parsed: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from ibtrain.data.repair import repair
-    from ibtrain.data.verify import verify
+    from ibtrain.data.shards.repair import repair
+    from ibtrain.data.shards.verify import verify
 
     shown = {"workers": parsed.workers, "progress": sys.stderr.isatty()}
     report = verify(parsed.directory, **shown)

@@ -232,7 +232,7 @@ def _base(key: str, path: Path, allow_download: bool) -> Finding:
 def shards_finding(places: Mapping[str, str]) -> Finding:
     """The shards of a mixture: dataset to directory or address."""
     try:
-        from ibtrain.data.remote import local_directory
+        from ibtrain.data.shards.remote import local_directory
     except facts.IMPORT_ERRORS as error:  # of torch
         return Finding("shards", "WARN", f"not looked at: {error}", "install torch first")
     directories = {name: local_directory(place) for name, place in places.items()}

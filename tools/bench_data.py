@@ -58,7 +58,7 @@ from PIL import Image, ImageOps
 from ibtrain.config import Recipe, load_recipe
 from ibtrain.data.images import CLIP_MEAN, CLIP_STD, reencode
 from ibtrain.data.prepare import prepare
-from ibtrain.data.shards import read_records
+from ibtrain.data.shards.records import read_records
 
 assert ibtrain.torchvision_mend
 SIZE = 224
@@ -374,7 +374,7 @@ def mixture_start(directory: Path) -> dict[str, Any]:
 
 def _write_index(directory: Path, samples: int) -> None:
     """An index as `ibtrain data prepare` writes it, and empty files of the sizes that it names."""
-    from ibtrain.data.shard_writer import ShardWriter, encode_sample
+    from ibtrain.data.shards.writer import ShardWriter, encode_sample
 
     directory.mkdir()
     writer = ShardWriter(directory)

@@ -16,10 +16,10 @@ from ibtrain.data.conversion import (
     part_directory,
     quarantine_of,
 )
-from ibtrain.data.shard_index import INDEX, read_index
-from ibtrain.data.shards import fingerprint
+from ibtrain.data.shards.index import INDEX, read_index
+from ibtrain.data.shards.records import fingerprint
+from ibtrain.data.shards.verify import CARD, QUARANTINE
 from ibtrain.data.survey import Plan
-from ibtrain.data.verify import CARD, QUARANTINE
 
 FAILED = "failed"  # a file that says: what was bad is to be looked at once more
 

@@ -17,9 +17,9 @@ import numpy.typing as npt
 
 from ibtrain.config import DataSection, MixtureEntry, Recipe
 from ibtrain.data.order import ORDER_VERSION, OrderPart, canonical_nodes, largest_remainder
-from ibtrain.data.remote import local_directory
 from ibtrain.data.shard_cache import ShardCache, remote_index_directory
-from ibtrain.data.shards import ShardIndex, check_index, fingerprint, read_index
+from ibtrain.data.shards.records import ShardIndex, check_index, fingerprint, read_index
+from ibtrain.data.shards.remote import local_directory
 
 _BALANCE = {"sqrt": 0.5, "proportional": 1.0, "uniform": 0.0}
 

@@ -33,10 +33,10 @@ from ibtrain.data.merging import (
     is_shard,
     write_whole,
 )
-from ibtrain.data.shard_index import INDEX
-from ibtrain.data.shards import check_index
+from ibtrain.data.shards.index import INDEX
+from ibtrain.data.shards.records import check_index
+from ibtrain.data.shards.verify import CARD, QUARANTINE
 from ibtrain.data.survey import PLAN, Plan, load_plan, make_plan
-from ibtrain.data.verify import CARD, QUARANTINE
 from ibtrain.data.video import FRAMES
 from ibtrain.data.workers import Report, run_beside
 

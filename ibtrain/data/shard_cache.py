@@ -22,10 +22,9 @@ from pathlib import Path
 
 import xxhash
 
-from ibtrain.data.mds import RawShard
 from ibtrain.data.records import Record
-from ibtrain.data.remote import NO_SPACE, fetch_file, is_url, local_directory
-from ibtrain.data.shards import (
+from ibtrain.data.shards.format import RawShard
+from ibtrain.data.shards.records import (
     ShardFile,
     ShardIndex,
     columns_to_record,
@@ -34,6 +33,7 @@ from ibtrain.data.shards import (
     unpacked,
     wrong_hashes,
 )
+from ibtrain.data.shards.remote import NO_SPACE, fetch_file, is_url, local_directory
 
 TRIES = 3
 _OPEN_SHARDS = 256

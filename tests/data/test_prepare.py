@@ -17,8 +17,7 @@ from ibtrain.data.file_locks import BusyError, locked
 from ibtrain.data.instructions import templates
 from ibtrain.data.prepare import OverBudgetError, PrepareReport, prepare
 from ibtrain.data.records import Answer
-from ibtrain.data.shard_writer import ShardWriter, encode_sample
-from ibtrain.data.shards import (
+from ibtrain.data.shards.records import (
     COLUMNS,
     COMPRESSION,
     HASHES,
@@ -27,7 +26,8 @@ from ibtrain.data.shards import (
     read_records,
     record_to_columns,
 )
-from ibtrain.data.verify import verify
+from ibtrain.data.shards.verify import verify
+from ibtrain.data.shards.writer import ShardWriter, encode_sample
 
 # The same as the command line does, with parts small enough for a test.
 CONVERT = """

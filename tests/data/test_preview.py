@@ -25,7 +25,7 @@ from ibtrain.data.preview_page import (
     page,
 )
 from ibtrain.data.records import Answer
-from ibtrain.data.shards import read_records
+from ibtrain.data.shards.records import read_records
 from tests.data.shard_directories import jpeg, record, write_shards
 
 HOSTILE = '</script></style><script>alert(1)</script><img src=x onerror="alert(2)">&quot;\x00\u202e'

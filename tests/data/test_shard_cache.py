@@ -12,10 +12,11 @@ from typing import Any, ClassVar
 import pytest
 from streaming.base.storage import download
 
-from ibtrain.data import remote, shard_cache
-from ibtrain.data.remote import FetchError, fetch_file
+from ibtrain.data import shard_cache
 from ibtrain.data.shard_cache import BadShardError, CacheError, ShardCache, remote_index_directory
-from ibtrain.data.shards import check_index, read_index, read_records, record_to_columns
+from ibtrain.data.shards import remote
+from ibtrain.data.shards.records import check_index, read_index, read_records, record_to_columns
+from ibtrain.data.shards.remote import FetchError, fetch_file
 from tests.data.small_shards import record, write_shards
 
 FORK = multiprocessing.get_context("fork")

@@ -12,9 +12,9 @@ from typing import Any
 
 import xxhash
 
-from ibtrain.data.mds import decode_sample, split_samples, unpack
 from ibtrain.data.records import Answer, Record
-from ibtrain.data.shard_index import (
+from ibtrain.data.shards.format import decode_sample, split_samples, unpack
+from ibtrain.data.shards.index import (
     COLUMNS,
     DAMAGED,
     HASHES,

@@ -21,8 +21,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from ibtrain.data.images import MAXIMUM_PIXELS
-from ibtrain.data.mds import decode_sample, split_samples
-from ibtrain.data.shard_index import (
+from ibtrain.data.shards.format import decode_sample, split_samples
+from ibtrain.data.shards.index import (
     INDEX,
     ShardFile,
     ShardIndex,
@@ -30,7 +30,7 @@ from ibtrain.data.shard_index import (
     index_entries,
     read_json,
 )
-from ibtrain.data.shards import columns_to_record, stored_bytes, unpacked, wrong_hashes
+from ibtrain.data.shards.records import columns_to_record, stored_bytes, unpacked, wrong_hashes
 
 CARD = "card.json"
 QUARANTINE = "quarantine.jsonl"

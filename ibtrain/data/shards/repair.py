@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ibtrain.data.remote import fetch_file, local_directory
-from ibtrain.data.shard_index import (
+from ibtrain.data.shards.index import (
     INDEX,
     ShardFile,
     ShardIndex,
@@ -20,8 +19,9 @@ from ibtrain.data.shard_index import (
     open_inside,
     read_index,
 )
-from ibtrain.data.shards import stored_bytes, wrong_hashes
-from ibtrain.data.verify import CARD, VerifyReport, card_differences, read_card, verify
+from ibtrain.data.shards.records import stored_bytes, wrong_hashes
+from ibtrain.data.shards.remote import fetch_file, local_directory
+from ibtrain.data.shards.verify import CARD, VerifyReport, card_differences, read_card, verify
 
 _MAXIMUM_DOCUMENT_BYTES = 1 << 26
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import zstd
 
-from ibtrain.data import shards
-from ibtrain.data.mds import RawShard
 from ibtrain.data.records import Record
-from ibtrain.data.shards import (
+from ibtrain.data.shards import records
+from ibtrain.data.shards.format import RawShard
+from ibtrain.data.shards.records import (
     check_index,
     columns_to_record,
     fingerprint,
@@ -71,7 +71,7 @@ def change(directory: Path, edit: Callable[[dict[str, Any]], None]) -> None:
 def test_columns_and_record_are_inverse():
     for value in RECORDS:
         assert columns_to_record(record_to_columns(value)) == value
-    assert set(record_to_columns(RECORDS[0])) == set(shards.COLUMNS)
+    assert set(record_to_columns(RECORDS[0])) == set(records.COLUMNS)
 
 
 def test_records_are_read_as_written(written: Path, written_raw: Path):
@@ -158,7 +158,7 @@ def test_what_is_missing_is_named_with_the_remedy(copied: Path, tmp_path: Path):
     assert read_index(copied).samples == len(RECORDS)
 
 
-ENCODINGS = list(shards.COLUMNS.values())
+ENCODINGS = list(records.COLUMNS.values())
 ZIP, RAW = ("shards", 0, "zip_data"), ("shards", 0, "raw_data")
 
 
@@ -176,7 +176,7 @@ ZIP, RAW = ("shards", 0, "zip_data"), ("shards", 0, "raw_data")
         (put("shards", 0, "column_encodings", value=ENCODINGS[::-1]), "'column_encodings' must"),
         (put("shards", 0, "column_encodings", value="json"), "'column_encodings' must be"),
         (put("shards", 0, "column_names", 0, value="answer"), "'column_names' must be"),
-        (put("shards", 0, "column_names", value=[*shards.COLUMNS][::-1]), "'column_names' must"),
+        (put("shards", 0, "column_names", value=[*records.COLUMNS][::-1]), "'column_names' must"),
         (put("shards", 0, "column_sizes", 0, value=8), "'column_sizes' must be"),
         (put("shards", 0, "compression", value="gz"), "'compression' must be zstd"),
         (put("shards", 0, "compression", value=["zstd"]), "'compression' must be zstd"),
@@ -240,7 +240,7 @@ def test_a_pickle_is_never_opened(copied: Path, tmp_path: Path):
             return os.mkdir, (str(tmp_path / "ran"),)
 
     replace_stored(copied, pickle.dumps(Payload()))
-    change(copied, put("shards", 0, "column_encodings", value=["pkl"] * len(shards.COLUMNS)))
+    change(copied, put("shards", 0, "column_encodings", value=["pkl"] * len(records.COLUMNS)))
     with pytest.raises(ValueError, match="'column_encodings' must be"):
         list(read_records(copied))
     assert not (tmp_path / "ran").exists()
@@ -367,7 +367,7 @@ def encoded(value: Record, **columns: bytes) -> bytes:
     """A record as MDS stores it, some of its columns replaced by these bytes."""
     plain: dict[str, Any] = record_to_columns(value)
     parts = []
-    for name, encoding in shards.COLUMNS.items():
+    for name, encoding in records.COLUMNS.items():
         content = plain[name]
         data = {
             "bytes": lambda content=content: content,

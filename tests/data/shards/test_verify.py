@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 from ibtrain.cli import main
-from ibtrain.data import repair as repair_module
-from ibtrain.data import verify as verify_module
-from ibtrain.data.remote import FetchError
-from ibtrain.data.repair import RepairReport, repair
-from ibtrain.data.shards import read_records
-from ibtrain.data.verify import Problem, verify
+from ibtrain.data.shards import repair as repair_module
+from ibtrain.data.shards import verify as verify_module
+from ibtrain.data.shards.records import read_records
+from ibtrain.data.shards.remote import FetchError
+from ibtrain.data.shards.repair import RepairReport, repair
+from ibtrain.data.shards.verify import Problem, verify
 from tests.data.shard_directories import (
     change_json,
     jpeg,

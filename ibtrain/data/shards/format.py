@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import zstd  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
-from ibtrain.data.shard_index import COLUMNS, DAMAGED, open_inside
+from ibtrain.data.shards.index import COLUMNS, DAMAGED, open_inside
 
 MAXIMUM_DEPTH = 32  # of lists and objects within each other in a column
 _MAXIMUM_JSON_BYTES = 1 << 24

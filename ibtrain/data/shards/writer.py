@@ -15,7 +15,7 @@ import numpy as np
 import xxhash
 import zstd  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
-from ibtrain.data.shards import COLUMNS, COMPRESSION, HASHES
+from ibtrain.data.shards.records import COLUMNS, COMPRESSION, HASHES
 
 SHARD_BYTES = 1 << 26  # uncompressed
 _LEVEL = int(COMPRESSION.partition(":")[2])
