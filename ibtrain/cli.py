@@ -257,7 +257,7 @@ def _part(text: str) -> tuple[int, int]:
 def _prepare(parsed: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from ibtrain.data.prepare import prepare
+    from ibtrain.data.preparation.prepare import prepare
 
     report = prepare(
         parsed.dataset,

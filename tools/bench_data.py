@@ -57,7 +57,7 @@ from PIL import Image, ImageOps
 
 from ibtrain.config import Recipe, load_recipe
 from ibtrain.data.images import CLIP_MEAN, CLIP_STD, reencode
-from ibtrain.data.prepare import prepare
+from ibtrain.data.preparation.prepare import prepare
 from ibtrain.data.shards.records import read_records
 
 assert ibtrain.torchvision_mend

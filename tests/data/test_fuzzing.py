@@ -24,7 +24,7 @@ import zstd
 
 import ibtrain
 from ibtrain.data import catalog, instructions, readers
-from ibtrain.data.prepare import prepare
+from ibtrain.data.preparation.prepare import prepare
 from ibtrain.data.records import Example, Record
 from ibtrain.data.shards.records import COLUMNS, check_index, read_records
 from ibtrain.data.shards.repair import repair

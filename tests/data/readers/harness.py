@@ -13,7 +13,7 @@ from PIL import Image
 
 from ibtrain.data.images import reencode
 from ibtrain.data.instructions import templates
-from ibtrain.data.prepare import prepare
+from ibtrain.data.preparation.prepare import prepare
 from ibtrain.data.records import Record
 from ibtrain.data.shards.records import read_records
 

@@ -9,17 +9,17 @@ from operator import add
 from pathlib import Path
 from typing import Any
 
-from ibtrain.data.conversion import (
+from ibtrain.data.preparation.conversion import (
     PartReport,
     finished,
     make_durable,
     part_directory,
     quarantine_of,
 )
+from ibtrain.data.preparation.survey import Plan
 from ibtrain.data.shards.index import INDEX, read_index
 from ibtrain.data.shards.records import fingerprint
 from ibtrain.data.shards.verify import CARD, QUARANTINE
-from ibtrain.data.survey import Plan
 
 FAILED = "failed"  # a file that says: what was bad is to be looked at once more
 

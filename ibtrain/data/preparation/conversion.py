@@ -20,11 +20,11 @@ from ibtrain.data import instructions
 from ibtrain.data.catalog import DatasetEntry
 from ibtrain.data.file_locks import locked
 from ibtrain.data.images import DAMAGE, encode_jpeg, image_size, reencode
+from ibtrain.data.preparation.survey import Plan, private
 from ibtrain.data.records import Example, Record
 from ibtrain.data.shards.format import decode_sample
 from ibtrain.data.shards.records import columns_to_record, record_to_columns
 from ibtrain.data.shards.writer import ShardWriter, encode_sample
-from ibtrain.data.survey import Plan, private
 from ibtrain.data.video import frame_files, frames
 
 MAXIMUM_RECORD_BYTES = 1 << 25

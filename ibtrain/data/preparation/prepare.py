@@ -20,10 +20,10 @@ from typing import Any
 from tqdm import tqdm
 
 from ibtrain.data import catalog, instructions, readers
-from ibtrain.data.conversion import Settings, convert_part, finished
 from ibtrain.data.file_locks import BusyError, locked
 from ibtrain.data.images import SHORT_SIDE
-from ibtrain.data.merging import (
+from ibtrain.data.preparation.conversion import Settings, convert_part, finished
+from ibtrain.data.preparation.merging import (
     FAILED,
     Known,
     OverBudgetError,
@@ -33,12 +33,12 @@ from ibtrain.data.merging import (
     is_shard,
     write_whole,
 )
+from ibtrain.data.preparation.survey import PLAN, Plan, load_plan, make_plan
+from ibtrain.data.preparation.workers import Report, run_beside
 from ibtrain.data.shards.index import INDEX
 from ibtrain.data.shards.records import check_index
 from ibtrain.data.shards.verify import CARD, QUARANTINE
-from ibtrain.data.survey import PLAN, Plan, load_plan, make_plan
 from ibtrain.data.video import FRAMES
-from ibtrain.data.workers import Report, run_beside
 
 __all__ = ["BusyError", "OverBudgetError", "PrepareReport", "prepare"]
 

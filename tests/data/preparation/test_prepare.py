@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ibtrain.data import conversion, merging, survey
 from ibtrain.data.file_locks import BusyError, locked
 from ibtrain.data.instructions import templates
-from ibtrain.data.prepare import OverBudgetError, PrepareReport, prepare
+from ibtrain.data.preparation import conversion, merging, survey
+from ibtrain.data.preparation.prepare import OverBudgetError, PrepareReport, prepare
 from ibtrain.data.records import Answer
 from ibtrain.data.shards.records import (
     COLUMNS,
@@ -33,7 +33,7 @@ from ibtrain.data.shards.writer import ShardWriter, encode_sample
 CONVERT = """
 import sys
 from pathlib import Path
-import ibtrain.data.survey as survey
+import ibtrain.data.preparation.survey as survey
 survey.PART_EXAMPLES = 8
 from ibtrain.cli import main
 if __name__ == "__main__":
