@@ -324,7 +324,7 @@ def _verify(parsed: argparse.Namespace) -> int:
 
 def _mixture(parsed: argparse.Namespace) -> int:
     from ibtrain.config import load_recipe
-    from ibtrain.data.mixture import resolve_mixture
+    from ibtrain.data.mixture.shares import resolve_mixture
 
     recipe = load_recipe(parsed.recipe, parsed.overrides)
     mixture = resolve_mixture(recipe.data, recipe.training.global_batch)
@@ -346,7 +346,7 @@ def _mixture(parsed: argparse.Namespace) -> int:
     ]
     document: dict[str, Any] = {"datasets": rows}
     if parsed.preview is not None:
-        from ibtrain.data.preview import write_preview
+        from ibtrain.data.mixture.preview import write_preview
 
         write_preview(parsed.preview, recipe, mixture, parsed.samples, parsed.seed)
         document["preview"] = str(parsed.preview)

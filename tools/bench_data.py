@@ -265,8 +265,8 @@ def _tokenizer(directory: Path) -> Any:
 
 
 def _ours(directory: Path, workers: int) -> Iterator[int]:
-    from ibtrain.data.loader import MixtureLoader
-    from ibtrain.data.mixture import resolve_mixture
+    from ibtrain.data.mixture.loader import MixtureLoader
+    from ibtrain.data.mixture.shares import resolve_mixture
 
     recipe = _recipe(directory, workers)
     mixture = resolve_mixture(recipe.data, BATCH)
@@ -410,8 +410,8 @@ def _write_index(directory: Path, samples: int) -> None:
 
 
 def _start_mixture(directory: Path) -> dict[str, Any]:
-    from ibtrain.data.mixture import order_fingerprint, resolve_mixture
-    from ibtrain.data.order import epoch_order
+    from ibtrain.data.mixture.order import epoch_order
+    from ibtrain.data.mixture.shares import order_fingerprint, resolve_mixture
 
     mixture = ", ".join(f"{{dataset: {name}, path: {directory / name}}}" for name in HELD_IN)
     recipe = load_recipe(

@@ -28,8 +28,8 @@ from transformers import (
 )
 
 from ibtrain.batch import Batch
-from ibtrain.data.collate import Sample, collate
 from ibtrain.data.images import open_pixels
+from ibtrain.data.mixture.collate import Sample, collate
 from ibtrain.model.adapters import ADAPTER_DIRECTORY
 from ibtrain.model.finding import TRIMMED, FoundModel
 from ibtrain.model.lavis import LavisSource

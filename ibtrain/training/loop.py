@@ -16,9 +16,9 @@ from torch import Tensor
 from ibtrain import __version__
 from ibtrain.batch import Batch
 from ibtrain.config import Recipe, dump_recipe
-from ibtrain.data.loader import MixtureLoader, cache_directory
-from ibtrain.data.mixture import changes_not_accepted, changes_of_order, order_fingerprint
-from ibtrain.data.quarantine import BadDataError, Incident, Ledger
+from ibtrain.data.mixture.loader import MixtureLoader, cache_directory
+from ibtrain.data.mixture.quarantine import BadDataError, Incident, Ledger
+from ibtrain.data.mixture.shares import changes_not_accepted, changes_of_order, order_fingerprint
 from ibtrain.model.base import record_base
 from ibtrain.model.fingerprint import differences
 from ibtrain.run_directory import (

@@ -6,8 +6,8 @@ from pathlib import Path
 from transformers import InstructBlipConfig
 
 from ibtrain.config import Recipe, RecipeError
-from ibtrain.data.loader import cache_directory
-from ibtrain.data.mixture import Mixture, resolve_mixture
+from ibtrain.data.mixture.loader import cache_directory
+from ibtrain.data.mixture.shares import Mixture, resolve_mixture
 from ibtrain.model.base import base_config, base_directory, base_sources
 from ibtrain.model.weights import (
     SafetensorsSource,

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from ibtrain.batch import Batch
 from ibtrain.config import Recipe
-from ibtrain.data.collate import Sample
+from ibtrain.data.mixture.collate import Sample
 from ibtrain.model.base import base_config, base_sources
 from ibtrain.model.instructblip import InstructBlip
 from ibtrain.model.weights import choose_sources, set_trainable

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 
 from ibtrain.cli import main
 from ibtrain.config import Recipe, load_recipe
-from ibtrain.data.collate import Sample, collate
-from ibtrain.data.loader import MixtureLoader, cache_directory
-from ibtrain.data.mixture import resolve_mixture
+from ibtrain.data.mixture.collate import Sample, collate
+from ibtrain.data.mixture.loader import MixtureLoader, cache_directory
+from ibtrain.data.mixture.shares import resolve_mixture
 from ibtrain.model.base import base_config, base_directory, base_sources
 from ibtrain.model.weights import choose_sources
 from ibtrain.tokenization import InstructionTokenizer

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from transformers import InstructBlipForConditionalGeneration
 
 from ibtrain.config import dump_recipe
-from ibtrain.data.collate import Sample, collate
+from ibtrain.data.mixture.collate import Sample, collate
 from ibtrain.model.finding import find_model
 from ibtrain.model.opening import OpenedModel, open_model
 from ibtrain.model.sources import from_blip2_name, to_blip2_name

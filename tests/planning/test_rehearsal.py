@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from ibtrain.batch import Batch
 from ibtrain.config import LoraSection, ModelSection
-from ibtrain.data.collate import Sample, collate
+from ibtrain.data.mixture.collate import Sample, collate
 from ibtrain.kernels import allow_triton
 from ibtrain.kernels.backends import ENVIRONMENT
 from ibtrain.kernels.triton_support import why_not_on

@@ -239,7 +239,7 @@ def start(tmp_path: Path, raw: Path, out: Path, *options: str) -> "subprocess.Po
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"},
     )
 
 
@@ -457,7 +457,7 @@ def test_a_record_too_large_to_read_back_is_set_aside(
 def test_a_dataset_file_of_ones_own_leaves_no_path_in_the_card(tmp_path: Path):
     raw = conversations(tmp_path / "raw", count=4)
     own = tmp_path / "mine.yaml"
-    shipped = Path(merging.__file__).parent / "datasets/llava_conversation.yaml"
+    shipped = Path(merging.__file__).parents[1] / "datasets/llava_conversation.yaml"
     own.write_text(shipped.read_text().replace("name: llava_conversation", "name: mine"))
     report = prepare(str(own), raw, tmp_path / "out", progress=False)
     assert report.dataset == "mine" and report.written == 4

@@ -13,17 +13,17 @@ import pytest
 import torch
 
 from ibtrain.config import Recipe
-from ibtrain.data import drawing, order
-from ibtrain.data.drawing import augmentation_for, draw_sample
-from ibtrain.data.loader import MixtureLoader, MixtureReader
-from ibtrain.data.mixture import (
+from ibtrain.data.mixture import order, sampling
+from ibtrain.data.mixture.loader import MixtureLoader, MixtureReader
+from ibtrain.data.mixture.quarantine import BadDataError, Incident, Ledger
+from ibtrain.data.mixture.sampling import augmentation_for, draw_sample
+from ibtrain.data.mixture.shares import (
     Mixture,
     changes_not_accepted,
     changes_of_order,
     order_fingerprint,
     resolve_mixture,
 )
-from ibtrain.data.quarantine import BadDataError, Incident, Ledger
 from ibtrain.data.records import Answer, Record
 from ibtrain.tokenization import InstructionTokens
 from tests.data.small_shards import picture, record, write_shards
@@ -305,7 +305,7 @@ def test_augmentation_leaves_the_text_true(
 def test_the_policy_reaches_the_image(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr(
-        drawing,
+        sampling,
         "open_pixels",
         lambda data, size, augmentation, random: asked.append(augmentation) or torch.zeros(3, 8, 8),
     )
@@ -403,7 +403,7 @@ def test_a_replacement_is_of_the_same_form(written: Path, tmp_path: Path) -> Non
     shard.write_bytes(bytes(shard.stat().st_size))
     reader = MixtureReader(recipe, mixture, directory / "cache")
     found = order.epoch_order(mixture.order_parts(), 0, seed=3, global_batch=10)
-    from ibtrain.data.loader import Draw
+    from ibtrain.data.mixture.loader import Draw
 
     rows = zip(found.part.ravel(), found.number.ravel(), found.repeat.ravel(), strict=True)
     for place, (part, number, repeat) in enumerate(rows):

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ibtrain.config import DataSection, MixtureEntry, Recipe
-from ibtrain.data.order import ORDER_VERSION, OrderPart, canonical_nodes, largest_remainder
-from ibtrain.data.shard_cache import ShardCache, remote_index_directory
+from ibtrain.data.mixture.order import ORDER_VERSION, OrderPart, canonical_nodes, largest_remainder
+from ibtrain.data.mixture.shard_cache import ShardCache, remote_index_directory
 from ibtrain.data.shards.records import ShardIndex, check_index, fingerprint, read_index
 from ibtrain.data.shards.remote import local_directory
 

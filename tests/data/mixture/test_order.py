@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ibtrain.data import order
-from ibtrain.data.order import (
+from ibtrain.data.mixture import order
+from ibtrain.data.mixture.order import (
     EpochOrder,
     OrderPart,
     canonical_nodes,

@@ -13,17 +13,17 @@ from PIL import Image
 
 from ibtrain.cli import main
 from ibtrain.config import Recipe, load_recipe
-from ibtrain.data.drawing import draw_sample
 from ibtrain.data.images import CLIP_MEAN, CLIP_STD
-from ibtrain.data.mixture import resolve_mixture
-from ibtrain.data.preview import write_preview
-from ibtrain.data.preview_page import (
+from ibtrain.data.mixture.preview import write_preview
+from ibtrain.data.mixture.preview_page import (
     SHOWN_CHARACTERS,
     ShownDataset,
     ShownSample,
     ShownText,
     page,
 )
+from ibtrain.data.mixture.sampling import draw_sample
+from ibtrain.data.mixture.shares import resolve_mixture
 from ibtrain.data.records import Answer
 from ibtrain.data.shards.records import read_records
 from tests.data.shard_directories import jpeg, record, write_shards
@@ -198,7 +198,7 @@ def test_one_shard_is_opened_and_nothing_is_left(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     recipe = load_recipe(str(recipe_file(own, tmp_path)))
-    from ibtrain.data.shard_cache import ShardCache
+    from ibtrain.data.mixture.shard_cache import ShardCache
 
     opened: list[tuple[str, int]] = []
     original = ShardCache.open

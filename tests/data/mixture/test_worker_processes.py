@@ -12,7 +12,7 @@ import psutil
 import pytest
 import torch
 
-from ibtrain.data.reading_processes import ProcessDiedError, ReadingProcesses
+from ibtrain.data.mixture.worker_processes import ProcessDiedError, ReadingProcesses
 
 
 @pytest.fixture(autouse=True)
@@ -135,8 +135,8 @@ def test_an_exception_comes_with_its_traceback() -> None:
 
 PARENT = """
 import json, os, signal, sys
-from ibtrain.data.reading_processes import ReadingProcesses
-from tests.data.test_reading_processes import same, work
+from ibtrain.data.mixture.worker_processes import ReadingProcesses
+from tests.data.mixture.test_worker_processes import same, work
 
 processes = ReadingProcesses(3, work, same)
 for _ in range(3):

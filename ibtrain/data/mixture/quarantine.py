@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from ibtrain.data.mixture import Mixture
+from ibtrain.data.mixture.shares import Mixture
 
 
 class BadDataError(RuntimeError):

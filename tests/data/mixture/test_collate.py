@@ -3,7 +3,7 @@ from dataclasses import fields
 import pytest
 import torch
 
-from ibtrain.data.collate import Sample, collate
+from ibtrain.data.mixture.collate import Sample, collate
 from tests.tiny import IdTokenizer
 
 SIDE = 4

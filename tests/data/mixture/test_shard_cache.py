@@ -12,8 +12,13 @@ from typing import Any, ClassVar
 import pytest
 from streaming.base.storage import download
 
-from ibtrain.data import shard_cache
-from ibtrain.data.shard_cache import BadShardError, CacheError, ShardCache, remote_index_directory
+from ibtrain.data.mixture import shard_cache
+from ibtrain.data.mixture.shard_cache import (
+    BadShardError,
+    CacheError,
+    ShardCache,
+    remote_index_directory,
+)
 from ibtrain.data.shards import remote
 from ibtrain.data.shards.records import check_index, read_index, read_records, record_to_columns
 from ibtrain.data.shards.remote import FetchError, fetch_file

@@ -11,8 +11,8 @@ from random import Random
 import torch
 
 from ibtrain.config import Recipe
-from ibtrain.data.collate import Sample
 from ibtrain.data.images import Augmentation, open_pixels
+from ibtrain.data.mixture.collate import Sample
 from ibtrain.data.records import Answer, Record
 
 _READING = "_with_reading"

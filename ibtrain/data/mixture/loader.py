@@ -16,14 +16,14 @@ import torch
 
 from ibtrain.batch import Batch
 from ibtrain.config import Recipe
-from ibtrain.data.collate import Sample, collate
-from ibtrain.data.drawing import draw_sample
-from ibtrain.data.mixture import Mixture
-from ibtrain.data.order import epoch_order, replacement
-from ibtrain.data.quarantine import BadDataError, Incident, Ledger
-from ibtrain.data.reading_processes import ProcessDiedError, ReadingProcesses
+from ibtrain.data.mixture.collate import Sample, collate
+from ibtrain.data.mixture.order import epoch_order, replacement
+from ibtrain.data.mixture.quarantine import BadDataError, Incident, Ledger
+from ibtrain.data.mixture.sampling import draw_sample
+from ibtrain.data.mixture.shard_cache import BadShardError, ShardCache
+from ibtrain.data.mixture.shares import Mixture
+from ibtrain.data.mixture.worker_processes import ProcessDiedError, ReadingProcesses
 from ibtrain.data.records import Record
-from ibtrain.data.shard_cache import BadShardError, ShardCache
 from ibtrain.tokenization import InstructionTokenizer
 
 _PREFETCH = 2  # batches per worker
