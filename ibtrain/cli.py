@@ -436,7 +436,7 @@ def _add_ask(verbs: Any) -> None:
 
 def _ask(parsed: argparse.Namespace) -> int:
     from ibtrain.evaluation.decoding import DecodingSettings, generate
-    from ibtrain.model.opening import open_to_answer
+    from ibtrain.pretrained.opening import open_to_answer
 
     settings = DecodingSettings(
         beams=parsed.beams,

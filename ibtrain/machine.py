@@ -81,7 +81,7 @@ def _attentions(recipe: Recipe | None) -> "Attentions":
 
     import ibtrain.torchvision_mend  # before transformers' own models are imported
     from ibtrain.model.attentions import attentions_of, attentions_of_the_family
-    from ibtrain.model.base import base_config
+    from ibtrain.pretrained.base import base_config
 
     assert ibtrain.torchvision_mend
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -214,7 +214,7 @@ def _base(key: str, path: Path, allow_download: bool) -> Finding:
         return Finding(key, "OK", str(path))
     fix = f"download it there, or name another place: {key}=PATH"
     try:
-        from ibtrain.model.hub import resolve_directory
+        from ibtrain.pretrained.hub import resolve_directory
     except facts.IMPORT_ERRORS:  # of torch, which has a row of its own
         return Finding(key, "MISS", f"{path} is not there", fix)
     try:

@@ -24,7 +24,7 @@ from ibtrain.evaluation.metrics import (
     best_constant_accuracy,
     exact_match,
 )
-from ibtrain.model.opening import OpenedModel
+from ibtrain.pretrained.opening import OpenedModel
 
 EXACT_MATCH = "exact match"
 METRICS = (EXACT_MATCH,)

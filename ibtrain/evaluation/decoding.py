@@ -24,8 +24,8 @@ from transformers import (
 )
 
 from ibtrain.data.images import open_pixels, to_rgb
-from ibtrain.model.opening import OpenedModel
 from ibtrain.model.t5 import start_token
+from ibtrain.pretrained.opening import OpenedModel
 from ibtrain.tokenization import InstructionTokens
 
 Picture = bytes | Image.Image

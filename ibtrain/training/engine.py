@@ -32,7 +32,7 @@ from ibtrain.config import (
 from ibtrain.kernels import allow_triton
 from ibtrain.model.instructblip import InstructBlip
 from ibtrain.model.language import restore_frequencies
-from ibtrain.model.weights import TensorSource, set_trainable
+from ibtrain.pretrained.tensors import TensorSource, set_trainable
 from ibtrain.training.loading import fill_partitions, fill_replicas, memory_given_back
 from ibtrain.training.ranks import Ranks
 

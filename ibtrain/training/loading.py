@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ibtrain.model.instructblip import InstructBlip
-from ibtrain.model.weights import TensorSource
+from ibtrain.pretrained.tensors import TensorSource
 from ibtrain.training.ranks import Ranks
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's mallopt(3)

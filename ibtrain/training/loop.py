@@ -19,8 +19,8 @@ from ibtrain.config import Recipe, dump_recipe
 from ibtrain.data.mixture.loader import MixtureLoader, cache_directory
 from ibtrain.data.mixture.quarantine import BadDataError, Incident, Ledger
 from ibtrain.data.mixture.shares import changes_not_accepted, changes_of_order, order_fingerprint
-from ibtrain.model.base import record_base
-from ibtrain.model.fingerprint import differences
+from ibtrain.pretrained.base import record_base
+from ibtrain.pretrained.fingerprint import differences
 from ibtrain.run_directory import (
     STATE,
     RunDirectoryError,

@@ -8,8 +8,8 @@ from transformers import InstructBlipConfig
 from ibtrain.config import Recipe, RecipeError
 from ibtrain.data.mixture.loader import cache_directory
 from ibtrain.data.mixture.shares import Mixture, resolve_mixture
-from ibtrain.model.base import base_config, base_directory, base_sources
-from ibtrain.model.weights import (
+from ibtrain.pretrained.base import base_config, base_directory, base_sources
+from ibtrain.pretrained.tensors import (
     SafetensorsSource,
     TensorSource,
     check_vocabularies,

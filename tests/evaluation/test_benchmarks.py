@@ -10,7 +10,7 @@ from ibtrain.data.shards.records import COLUMNS, COMPRESSION, HASHES, record_to_
 from ibtrain.evaluation import benchmarks
 from ibtrain.evaluation.benchmarks import decoding_settings, evaluate, with_shuffled_images
 from ibtrain.evaluation.run import evaluate_benchmarks, find_benchmarks
-from ibtrain.model.opening import open_model
+from ibtrain.pretrained.opening import open_model
 from tests.evaluation.pictures import encoded, noise
 from tests.tiny import write_tiny_base
 

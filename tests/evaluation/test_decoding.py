@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import InstructBlipForConditionalGeneration, InstructBlipProcessor
 
 from ibtrain.evaluation.decoding import ASKING, DecodingSettings, generate, pixels_of
-from ibtrain.model.opening import OpenedModel, open_model
+from ibtrain.pretrained.opening import OpenedModel, open_model
 from ibtrain.tokenization import InstructionTokens
 from tests.evaluation.pictures import encoded, noise
 from tests.tiny import IMAGE_SIZE, write_tiny_base

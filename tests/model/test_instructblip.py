@@ -14,8 +14,8 @@ from transformers import (
 from ibtrain.config import LoraSection
 from ibtrain.model.instructblip import InstructBlip, part_of
 from ibtrain.model.lora import is_adapter
-from ibtrain.model.published import published_config
-from ibtrain.model.weights import parameter_shapes, set_trainable
+from ibtrain.pretrained.published import published_config
+from ibtrain.pretrained.tensors import parameter_shapes, set_trainable
 from tests.model.parity import (
     EQUAL,
     FRAMES_AND_TEXT,

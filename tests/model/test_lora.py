@@ -15,7 +15,7 @@ from ibtrain.model.lora import (
     peft_config,
     stored_name,
 )
-from ibtrain.model.weights import RandomSource, parameter_shapes, set_trainable
+from ibtrain.pretrained.tensors import RandomSource, parameter_shapes, set_trainable
 from tests.model.parity import MIXED, draw_samples, pack, pad, relative_error
 from tests.tiny import tiny_config, tiny_model, transformers_twin
 

@@ -17,14 +17,9 @@ from torch import Tensor
 from transformers import InstructBlipConfig
 
 from ibtrain.config import LoraSection, ModelSection, Recipe, RecipeError, load_recipe
-from ibtrain.model.adapters import (
-    ADAPTER_CONFIG,
-    ADAPTER_DIRECTORY,
-    adapter_source,
-    check_adapter_settings,
-    read_adapter_settings,
-)
-from ibtrain.model.base import (
+from ibtrain.model.instructblip import part_of
+from ibtrain.model.lora import adapter_names, adapter_targets, is_adapter, merged_weight
+from ibtrain.pretrained.base import (
     base_config,
     base_directory,
     base_sources,
@@ -33,11 +28,16 @@ from ibtrain.model.base import (
     is_blip2,
     processor_directory,
 )
-from ibtrain.model.fingerprint import differences, fingerprint
-from ibtrain.model.instructblip import part_of
-from ibtrain.model.lavis import LavisSource
-from ibtrain.model.lora import adapter_names, adapter_targets, is_adapter, merged_weight
-from ibtrain.model.weights import (
+from ibtrain.pretrained.fingerprint import differences, fingerprint
+from ibtrain.pretrained.lavis import LavisSource
+from ibtrain.pretrained.peft import (
+    ADAPTER_CONFIG,
+    ADAPTER_DIRECTORY,
+    adapter_source,
+    check_adapter_settings,
+    read_adapter_settings,
+)
+from ibtrain.pretrained.tensors import (
     SafetensorsSource,
     TensorSource,
     check_vocabularies,

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ibtrain.model.finding import FoundModel
-from ibtrain.model.opening import OpenedModel, compute_buffers, laid_out, opened
-from ibtrain.model.weights import TensorSource
+from ibtrain.pretrained.finding import FoundModel
+from ibtrain.pretrained.opening import OpenedModel, compute_buffers, laid_out, opened
+from ibtrain.pretrained.tensors import TensorSource
 
 
 def open_on_demand(found: FoundModel) -> OpenedModel:

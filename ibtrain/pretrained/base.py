@@ -12,16 +12,15 @@ from transformers import (
 from transformers.models.auto import CONFIG_MAPPING
 
 from ibtrain.config import ModelSection, RandomBase
-from ibtrain.model.census import TEXT_PATH, census
-from ibtrain.model.fingerprint import fingerprint
-from ibtrain.model.hub import resolve_directory
 from ibtrain.model.lora import AdapterSource
-from ibtrain.model.parts import parts_config, parts_sources
-from ibtrain.model.processor import QFORMER_TOKENIZER, blip2_processor, parts_processor
-from ibtrain.model.published import LANGUAGE_MODELS, published_config, published_name
-from ibtrain.model.sources import RenamedSource, from_blip2_name, source_of_directory
-from ibtrain.model.vicuna import check_vicuna, check_whole, names_of
-from ibtrain.model.weights import (
+from ibtrain.pretrained.census import TEXT_PATH, census
+from ibtrain.pretrained.fingerprint import fingerprint
+from ibtrain.pretrained.hub import resolve_directory
+from ibtrain.pretrained.parts import parts_config, parts_sources
+from ibtrain.pretrained.processor import QFORMER_TOKENIZER, blip2_processor, parts_processor
+from ibtrain.pretrained.published import LANGUAGE_MODELS, published_config, published_name
+from ibtrain.pretrained.sources import RenamedSource, from_blip2_name, source_of_directory
+from ibtrain.pretrained.tensors import (
     UNUSABLE,
     RandomSource,
     TensorSource,
@@ -31,6 +30,7 @@ from ibtrain.model.weights import (
     read_config,
     read_model_type,
 )
+from ibtrain.pretrained.vicuna import check_vicuna, check_whole, names_of
 from ibtrain.tokenization import InstructionTokenizer
 
 logger = logging.getLogger(__name__)

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from ibtrain.model.lavis import LavisSource, from_lavis_name, to_lavis, to_lavis_names
-from ibtrain.model.weights import parameter_shapes
-from tests.model.released import lavis_state_dict, without_key_bias
+from ibtrain.pretrained.lavis import LavisSource, from_lavis_name, to_lavis, to_lavis_names
+from ibtrain.pretrained.tensors import parameter_shapes
+from tests.pretrained.released import lavis_state_dict, without_key_bias
 from tests.tiny import tiny_config, tiny_model
 
 

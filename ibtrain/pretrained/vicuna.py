@@ -17,7 +17,7 @@ from pathlib import Path
 
 from transformers import PretrainedConfig
 
-from ibtrain.model.weights import TensorSource
+from ibtrain.pretrained.tensors import TensorSource
 from ibtrain.run_directory import read_json
 
 NORM = "language_model.model.norm.weight"

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ibtrain.model.weights import check_dtypes, check_single
+from ibtrain.pretrained.tensors import check_dtypes, check_single
 
 _FLOATS = {
     torch.float64: "F64",

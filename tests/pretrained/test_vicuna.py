@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, T5Config
 
-from ibtrain.model.vicuna import NORM, check_vicuna, check_whole, names_of
+from ibtrain.pretrained.vicuna import NORM, check_vicuna, check_whole, names_of
 
 
 class Norm:

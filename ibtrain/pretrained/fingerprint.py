@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import InstructBlipConfig, PreTrainedTokenizerBase
 
-from ibtrain.model.weights import TensorSource
+from ibtrain.pretrained.tensors import TensorSource
 from ibtrain.tokenization import InstructionTokenizer
 
 SAMPLED_TENSORS = 64

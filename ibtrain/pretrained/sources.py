@@ -6,14 +6,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ibtrain.model.torch_files import TorchSource
-from ibtrain.model.weights import (
+from ibtrain.pretrained.tensors import (
     INDEX_NAME,
     SINGLE_NAME,
     SafetensorsSource,
     TensorSource,
     shard_names,
 )
+from ibtrain.pretrained.torch_files import TorchSource
 
 _SAFE = (INDEX_NAME, SINGLE_NAME)
 _PICKLED = ("pytorch_model.bin.index.json", "pytorch_model.bin")

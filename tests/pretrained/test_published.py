@@ -1,7 +1,7 @@
 import pytest
 
 from ibtrain.config import ModelSection, load_recipe
-from ibtrain.model.published import LANGUAGE_MODELS, published_config, published_name
+from ibtrain.pretrained.published import LANGUAGE_MODELS, published_config, published_name
 
 
 @pytest.mark.parametrize(

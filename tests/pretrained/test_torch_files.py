@@ -7,7 +7,7 @@ import zipfile
 import pytest
 import torch
 
-from ibtrain.model.torch_files import TorchSource, read_state_dict
+from ibtrain.pretrained.torch_files import TorchSource, read_state_dict
 
 
 class Hostile:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from ibtrain.config import Recipe
-from ibtrain.model.finding import FoundModel, find_model
 from ibtrain.model.instructblip import InstructBlip
+from ibtrain.pretrained.finding import FoundModel, find_model
 from ibtrain.tokenization import InstructionTokenizer
 
 

@@ -20,9 +20,9 @@ from torch import Tensor
 from transformers import AutoConfig, InstructBlipConfig
 
 from ibtrain.config import LoraSection
-from ibtrain.model.census import describe_missing
 from ibtrain.model.instructblip import InstructBlip, part_of
 from ibtrain.model.lora import is_adapter
+from ibtrain.pretrained.census import describe_missing
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import InstructBlipConfig
 
-from ibtrain.model.weights import (
+from ibtrain.pretrained.tensors import (
     INDEX_NAME,
     SINGLE_NAME,
     RandomSource,

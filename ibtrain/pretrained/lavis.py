@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ibtrain.model.torch_files import TorchSource
+from ibtrain.pretrained.torch_files import TorchSource
 
 _BLOCK, _OUR_BLOCK = "visual_encoder.blocks.", "vision_model.encoder.layers."
 _PREFIXES = (

@@ -9,10 +9,10 @@ import torch
 from transformers import AutoTokenizer
 
 from ibtrain.config import ModelSection
-from ibtrain.model.base import base_config, base_directory, base_sources, record_base
-from ibtrain.model.weights import choose_sources
+from ibtrain.pretrained.base import base_config, base_directory, base_sources, record_base
+from ibtrain.pretrained.tensors import choose_sources
 from ibtrain.tokenization import InstructionTokenizer
-from tests.model.released import (
+from tests.pretrained.released import (
     lavis_state_dict,
     trimmed,
     without_key_bias,

@@ -5,14 +5,14 @@ import torch
 from transformers import Blip2Config, Blip2ForConditionalGeneration, InstructBlipProcessor
 
 from ibtrain.config import ModelSection
-from ibtrain.model.base import (
+from ibtrain.pretrained.base import (
     base_config,
     base_directory,
     base_sources,
     config_or_published,
     record_base,
 )
-from ibtrain.model.weights import RandomSource, choose_sources, parameter_shapes
+from ibtrain.pretrained.tensors import RandomSource, choose_sources, parameter_shapes
 from ibtrain.tokenization import InstructionTokenizer
 from tests.tiny import (
     tiny_architecture,

@@ -14,8 +14,8 @@ from pydantic import ValidationError
 
 from ibtrain.config import LoraSection
 from ibtrain.model.lora import adapter_targets
-from ibtrain.model.sources import RenamedSource
-from ibtrain.model.weights import SafetensorsSource, TensorSource
+from ibtrain.pretrained.sources import RenamedSource
+from ibtrain.pretrained.tensors import SafetensorsSource, TensorSource
 from ibtrain.run_directory import read_json
 
 ADAPTER_CONFIG = "adapter_config.json"

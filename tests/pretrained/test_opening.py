@@ -8,10 +8,10 @@ from transformers import InstructBlipForConditionalGeneration
 
 from ibtrain.config import dump_recipe
 from ibtrain.data.mixture.collate import Sample, collate
-from ibtrain.model.finding import find_model
-from ibtrain.model.opening import OpenedModel, open_model
-from ibtrain.model.sources import from_blip2_name, to_blip2_name
-from ibtrain.model.weights import SINGLE_NAME
+from ibtrain.pretrained.finding import find_model
+from ibtrain.pretrained.opening import OpenedModel, open_model
+from ibtrain.pretrained.sources import from_blip2_name, to_blip2_name
+from ibtrain.pretrained.tensors import SINGLE_NAME
 from ibtrain.run_directory import MANIFEST, STATE, TRAINABLE
 from tests.tiny import (
     IMAGE_SIZE,
@@ -223,7 +223,7 @@ def test_a_step_without_a_usable_recipe(base, tmp_path, monkeypatch, state, mess
     write_tiny_run(tmp_path / "run", base=base)
     step = tmp_path / "run" / "checkpoints" / "step-00000003"
     (step / STATE).write_text(json.dumps(state))
-    monkeypatch.setattr("ibtrain.model.finding.verify_step", lambda directory: 3)
+    monkeypatch.setattr("ibtrain.pretrained.finding.verify_step", lambda directory: 3)
     with pytest.raises(ValueError, match=message):
         open_model(step)
 
@@ -265,6 +265,6 @@ def test_finding_reads_no_weights(base, monkeypatch):
     def refuse(self, name):
         raise AssertionError(f"{name} was read")
 
-    monkeypatch.setattr("ibtrain.model.weights.SafetensorsSource.get", refuse)
+    monkeypatch.setattr("ibtrain.pretrained.tensors.SafetensorsSource.get", refuse)
     found = find_model(base)
     assert len(found.sources) == len(load_file(base / SINGLE_NAME))

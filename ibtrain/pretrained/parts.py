@@ -17,24 +17,24 @@ from transformers import (
 )
 
 from ibtrain.config import ModelSection, Parts
-from ibtrain.model.hub import resolve_directory
 from ibtrain.model.instructblip import part_of
-from ibtrain.model.lavis import LavisSource
-from ibtrain.model.processor import (
+from ibtrain.pretrained.hub import resolve_directory
+from ibtrain.pretrained.lavis import LavisSource
+from ibtrain.pretrained.processor import (
     is_vicuna,
     language_directory,
     language_tokenizer,
     qformer_tokenizer,
 )
-from ibtrain.model.sources import (
+from ibtrain.pretrained.sources import (
     GrownSource,
     RenamedSource,
     from_blip2_name,
     has_weights,
     source_of_directory,
 )
-from ibtrain.model.vicuna import check_vicuna, check_whole, names_of
-from ibtrain.model.weights import RandomSource, TensorSource, open_config, parameter_shapes
+from ibtrain.pretrained.tensors import RandomSource, TensorSource, open_config, parameter_shapes
+from ibtrain.pretrained.vicuna import check_vicuna, check_whole, names_of
 
 _LANGUAGE = "language_model."
 
