@@ -123,7 +123,7 @@ def write_model(directory: Path, gigabytes: float, shards: float, stored: str) -
     import torch
 
     from ibtrain.export.weight_shards import write_weights
-    from ibtrain.pretrained.tensors import parameter_shapes
+    from ibtrain.pretrained.fit import parameter_shapes
 
     config = scaled_config(gigabytes)
     shapes = parameter_shapes(config)
@@ -225,7 +225,7 @@ def measure(loader: str, directory: Path) -> dict[str, float]:
 
 def _ours(directory: Path) -> Callable[[], Any]:
     from ibtrain.pretrained.base import directory_config, directory_source
-    from ibtrain.pretrained.tensors import choose_sources
+    from ibtrain.pretrained.fit import choose_sources
     from ibtrain.training.engine import load_model, sharding_config, start_processes
 
     ranks = start_processes()

@@ -21,9 +21,8 @@ from transformers import InstructBlipConfig
 
 from ibtrain.batch import Batch
 from ibtrain.config import ModelSection
-from ibtrain.model.instructblip import InstructBlip
+from ibtrain.model.instructblip import InstructBlip, set_trainable
 from ibtrain.planning.flops import flops_of
-from ibtrain.pretrained.tensors import set_trainable
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _UNWRITTEN = ("aten::empty", "aten::new_empty")

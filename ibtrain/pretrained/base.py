@@ -12,24 +12,16 @@ from transformers import (
 from transformers.models.auto import CONFIG_MAPPING
 
 from ibtrain.config import ModelSection, RandomBase
-from ibtrain.model.lora import AdapterSource
 from ibtrain.pretrained.census import TEXT_PATH, census
+from ibtrain.pretrained.configuration import UNUSABLE, open_config, read_config, read_model_type
 from ibtrain.pretrained.fingerprint import fingerprint
+from ibtrain.pretrained.fit import choose_sources, parameter_shapes
 from ibtrain.pretrained.hub import resolve_directory
 from ibtrain.pretrained.parts import parts_config, parts_sources
 from ibtrain.pretrained.processor import QFORMER_TOKENIZER, blip2_processor, parts_processor
 from ibtrain.pretrained.published import LANGUAGE_MODELS, published_config, published_name
 from ibtrain.pretrained.sources import RenamedSource, from_blip2_name, source_of_directory
-from ibtrain.pretrained.tensors import (
-    UNUSABLE,
-    RandomSource,
-    TensorSource,
-    choose_sources,
-    open_config,
-    parameter_shapes,
-    read_config,
-    read_model_type,
-)
+from ibtrain.pretrained.tensors import AdapterSource, RandomSource, TensorSource
 from ibtrain.pretrained.vicuna import check_vicuna, check_whole, names_of
 from ibtrain.tokenization import InstructionTokenizer
 

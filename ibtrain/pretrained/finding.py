@@ -28,7 +28,9 @@ from ibtrain.pretrained.base import (
     is_blip2,
     processor_directory,
 )
+from ibtrain.pretrained.configuration import check_vocabularies
 from ibtrain.pretrained.fingerprint import differences, fingerprint
+from ibtrain.pretrained.fit import choose_sources, parameter_shapes
 from ibtrain.pretrained.lavis import LavisSource
 from ibtrain.pretrained.peft import (
     ADAPTER_CONFIG,
@@ -37,13 +39,7 @@ from ibtrain.pretrained.peft import (
     check_adapter_settings,
     read_adapter_settings,
 )
-from ibtrain.pretrained.tensors import (
-    SafetensorsSource,
-    TensorSource,
-    check_vocabularies,
-    choose_sources,
-    parameter_shapes,
-)
+from ibtrain.pretrained.tensors import SafetensorsSource, TensorSource
 from ibtrain.run_directory import (
     MANIFEST,
     STATE,

@@ -18,6 +18,8 @@ from transformers import (
 
 from ibtrain.config import ModelSection, Parts
 from ibtrain.model.instructblip import part_of
+from ibtrain.pretrained.configuration import open_config
+from ibtrain.pretrained.fit import parameter_shapes
 from ibtrain.pretrained.hub import resolve_directory
 from ibtrain.pretrained.lavis import LavisSource
 from ibtrain.pretrained.processor import (
@@ -33,7 +35,7 @@ from ibtrain.pretrained.sources import (
     has_weights,
     source_of_directory,
 )
-from ibtrain.pretrained.tensors import RandomSource, TensorSource, open_config, parameter_shapes
+from ibtrain.pretrained.tensors import RandomSource, TensorSource
 from ibtrain.pretrained.vicuna import check_vicuna, check_whole, names_of
 
 _LANGUAGE = "language_model."

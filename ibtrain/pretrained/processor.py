@@ -16,8 +16,8 @@ from transformers import (
 )
 
 from ibtrain.config import ModelSection
+from ibtrain.pretrained.configuration import open_config, read_model_type
 from ibtrain.pretrained.hub import resolve_directory
-from ibtrain.pretrained.tensors import open_config, read_model_type
 from ibtrain.tokenization import open_tokenizer
 
 QFORMER_TOKENIZER = "qformer_tokenizer"

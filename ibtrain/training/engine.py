@@ -30,9 +30,9 @@ from ibtrain.config import (
     sharding_file,
 )
 from ibtrain.kernels import allow_triton
-from ibtrain.model.instructblip import InstructBlip
+from ibtrain.model.instructblip import InstructBlip, set_trainable
 from ibtrain.model.language import restore_frequencies
-from ibtrain.pretrained.tensors import TensorSource, set_trainable
+from ibtrain.pretrained.tensors import TensorSource
 from ibtrain.training.loading import fill_partitions, fill_replicas, memory_given_back
 from ibtrain.training.ranks import Ranks
 

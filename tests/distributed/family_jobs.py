@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 from ibtrain.batch import Batch
 from ibtrain.config import Recipe
 from ibtrain.data.mixture.collate import Sample
-from ibtrain.model.instructblip import InstructBlip
+from ibtrain.model.instructblip import InstructBlip, set_trainable
 from ibtrain.pretrained.base import base_config, base_sources
-from ibtrain.pretrained.tensors import choose_sources, set_trainable
+from ibtrain.pretrained.fit import choose_sources
 from ibtrain.run_directory import TRAINABLE, latest_step
 from ibtrain.training.checkpoint import save_checkpoint
 from ibtrain.training.engine import Engine, Ranks, _decay_groups, start_processes

@@ -15,7 +15,7 @@ from ibtrain.data.mixture.collate import Sample, collate
 from ibtrain.data.mixture.loader import MixtureLoader, cache_directory
 from ibtrain.data.mixture.shares import resolve_mixture
 from ibtrain.pretrained.base import base_config, base_directory, base_sources
-from ibtrain.pretrained.tensors import choose_sources
+from ibtrain.pretrained.fit import choose_sources
 from ibtrain.tokenization import InstructionTokenizer
 from ibtrain.training.engine import Engine, start_processes
 from ibtrain.training.ranks import on_every_rank, on_rank_zero_only

@@ -12,10 +12,10 @@ from transformers import (
 )
 
 from ibtrain.config import LoraSection
-from ibtrain.model.instructblip import InstructBlip, part_of
+from ibtrain.model.instructblip import InstructBlip, part_of, set_trainable
 from ibtrain.model.lora import is_adapter
+from ibtrain.pretrained.fit import parameter_shapes
 from ibtrain.pretrained.published import published_config
-from ibtrain.pretrained.tensors import parameter_shapes, set_trainable
 from tests.model.parity import (
     EQUAL,
     FRAMES_AND_TEXT,

@@ -14,9 +14,8 @@ from ibtrain.data.mixture.collate import Sample, collate
 from ibtrain.kernels import allow_triton
 from ibtrain.kernels.backends import ENVIRONMENT
 from ibtrain.kernels.triton_support import why_not_on
-from ibtrain.model.instructblip import InstructBlip
+from ibtrain.model.instructblip import InstructBlip, set_trainable
 from ibtrain.planning.rehearsal import Lengths, build, equal_batch, rehearse
-from ibtrain.pretrained.tensors import set_trainable
 from tests.tiny import IMAGE_SIZE, QUERY_TOKENS, IdTokenizer, tiny_config
 
 SAMPLES, LENGTHS = 4, Lengths(instruction=5, answer=3)

@@ -12,7 +12,8 @@ from ibtrain.pretrained.base import (
     config_or_published,
     record_base,
 )
-from ibtrain.pretrained.tensors import RandomSource, choose_sources, parameter_shapes
+from ibtrain.pretrained.fit import choose_sources, parameter_shapes
+from ibtrain.pretrained.tensors import RandomSource
 from ibtrain.tokenization import InstructionTokenizer
 from tests.tiny import (
     tiny_architecture,

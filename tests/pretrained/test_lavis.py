@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from ibtrain.pretrained.fit import parameter_shapes
 from ibtrain.pretrained.lavis import LavisSource, from_lavis_name, to_lavis, to_lavis_names
-from ibtrain.pretrained.tensors import parameter_shapes
 from tests.pretrained.released import lavis_state_dict, without_key_bias
 from tests.tiny import tiny_config, tiny_model
 

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from ibtrain.config import ModelSection
 from ibtrain.pretrained.base import base_config, base_directory, base_sources, record_base
-from ibtrain.pretrained.tensors import choose_sources
+from ibtrain.pretrained.fit import choose_sources
 from ibtrain.tokenization import InstructionTokenizer
 from tests.pretrained.released import (
     lavis_state_dict,

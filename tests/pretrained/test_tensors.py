@@ -6,17 +6,10 @@ import torch
 from safetensors.torch import save_file
 from transformers import InstructBlipConfig
 
-from ibtrain.pretrained.tensors import (
-    INDEX_NAME,
-    SINGLE_NAME,
-    RandomSource,
-    SafetensorsSource,
-    check_vocabularies,
-    choose_sources,
-    parameter_shapes,
-    read_config,
-    set_trainable,
-)
+from ibtrain.model.instructblip import set_trainable
+from ibtrain.pretrained.configuration import check_vocabularies, read_config
+from ibtrain.pretrained.fit import choose_sources, parameter_shapes
+from ibtrain.pretrained.tensors import INDEX_NAME, SINGLE_NAME, RandomSource, SafetensorsSource
 from tests.tiny import tiny_config, tiny_model, transformers_twin
 
 

@@ -25,8 +25,8 @@ from gpu_parts.sheet import Job, Sheet, card
 from ibtrain.batch import Batch
 from ibtrain.config import Recipe, load_recipe
 from ibtrain.model.instructblip import part_of
+from ibtrain.pretrained.fit import parameter_shapes
 from ibtrain.pretrained.published import LANGUAGE_MODELS, published_config
-from ibtrain.pretrained.tensors import parameter_shapes
 
 assert ibtrain.torchvision_mend
 
