@@ -18,7 +18,8 @@ import transformers
 from ibtrain import __version__
 from ibtrain.config import dump_recipe
 from ibtrain.pretrained.census import census
-from ibtrain.pretrained.finding import EXPORT_REPORT, RECIPE_FILE, FoundModel
+from ibtrain.pretrained.finding import EXPORT_REPORT, RECIPE_FILE
+from ibtrain.pretrained.found import FoundModel
 from ibtrain.run_directory import sync_directory
 
 logger = logging.getLogger(__name__)

@@ -37,7 +37,8 @@ from ibtrain.export.peft import adapters_of, write_adapters
 from ibtrain.export.proof import prove_huggingface
 from ibtrain.export.weight_shards import SHARD_BYTES, write_weights
 from ibtrain.model.t5 import start_token, ties_embeddings
-from ibtrain.pretrained.finding import FoundModel, find_model
+from ibtrain.pretrained.finding import find_model
+from ibtrain.pretrained.found import FoundModel
 from ibtrain.pretrained.peft import ADAPTER_DIRECTORY
 from ibtrain.pretrained.sources import GrownSource, to_blip2_name
 from ibtrain.pretrained.tensors import TensorSource

@@ -23,7 +23,8 @@ from ibtrain.export.directory import (
 from ibtrain.export.proof import prove_lavis
 from ibtrain.model.instructblip import part_of
 from ibtrain.model.lora import adapter_names
-from ibtrain.pretrained.finding import TRIMMED, FoundModel, find_model
+from ibtrain.pretrained.finding import TRIMMED, find_model
+from ibtrain.pretrained.found import FoundModel
 from ibtrain.pretrained.lavis import to_lavis
 
 

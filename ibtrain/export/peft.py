@@ -15,7 +15,8 @@ from ibtrain.export.directory import ExportReport, write_report, written_whole
 from ibtrain.export.proof import prove_peft
 from ibtrain.export.weight_shards import write_safetensors
 from ibtrain.model.lora import is_adapter, peft_config
-from ibtrain.pretrained.finding import TRAINED_BESIDE, Adapters, FoundModel, find_model
+from ibtrain.pretrained.finding import TRAINED_BESIDE, find_model
+from ibtrain.pretrained.found import Adapters, FoundModel
 from ibtrain.pretrained.peft import ADAPTER_WEIGHTS, peft_names
 
 

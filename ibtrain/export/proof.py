@@ -31,7 +31,8 @@ from ibtrain.batch import Batch
 from ibtrain.data.images import open_pixels
 from ibtrain.data.mixture.collate import Sample, collate
 from ibtrain.model.lora import adapter_names
-from ibtrain.pretrained.finding import TRIMMED, FoundModel
+from ibtrain.pretrained.finding import TRIMMED
+from ibtrain.pretrained.found import FoundModel
 from ibtrain.pretrained.lavis import LavisSource
 from ibtrain.pretrained.on_demand import open_on_demand, read_on_demand
 from ibtrain.pretrained.peft import ADAPTER_DIRECTORY

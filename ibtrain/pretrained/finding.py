@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from torch import Tensor
 from transformers import InstructBlipConfig
 
 from ibtrain.config import LoraSection, ModelSection, Recipe, RecipeError, load_recipe
 from ibtrain.model.instructblip import part_of
-from ibtrain.model.lora import adapter_names, adapter_targets, is_adapter, merged_weight
+from ibtrain.model.lora import adapter_targets, is_adapter
 from ibtrain.pretrained.base import (
     base_config,
     base_directory,
@@ -31,6 +30,7 @@ from ibtrain.pretrained.base import (
 from ibtrain.pretrained.configuration import check_vocabularies
 from ibtrain.pretrained.fingerprint import differences, fingerprint
 from ibtrain.pretrained.fit import choose_sources, parameter_shapes
+from ibtrain.pretrained.found import Adapters, FoundModel, merged_sources
 from ibtrain.pretrained.lavis import LavisSource
 from ibtrain.pretrained.peft import (
     ADAPTER_CONFIG,
@@ -60,39 +60,6 @@ TRIMMED = "trimmed.pth"
 """The file of an export in LAVIS's format."""
 TRAINED_BESIDE = "trained.safetensors"
 """In an export in peft's format: what was trained besides the adapters."""
-
-
-@dataclass(frozen=True)
-class Adapters:
-    """Adapters that were trained apart, and the weights as they are without them."""
-
-    lora: LoraSection
-    sources: Mapping[str, TensorSource]
-    """For each adapter's weight where its value is read from."""
-    without: Mapping[str, TensorSource]
-    """For each parameter where its value without adapters is read from."""
-
-
-@dataclass(frozen=True)
-class FoundModel:
-    """A model on disk, with everything checked that can be checked without building it."""
-
-    config: InstructBlipConfig
-    instruction_aware: bool
-    sources: Mapping[str, TensorSource]
-    """For each parameter where its value is read from; adapters are merged into them."""
-    processor_directory: Path
-    """Where both tokenizers and the image processor lie."""
-    tokenizer: InstructionTokenizer
-    description: str
-    recipe: Recipe | None = None
-    """What it was trained with, where that is known."""
-    step: int | None = None
-    adapters: Adapters | None = None
-    base: Mapping[str, str] | None = None
-    """The fingerprint of the base that it was trained on, where that is known."""
-    trained: frozenset[str] = frozenset()
-    """Names of the parameters that a checkpoint or an export of it holds, adapters included."""
 
 
 @dataclass(frozen=True)
@@ -227,40 +194,6 @@ def _checked_base(weights: _Weights, tokenizer: InstructionTokenizer) -> Mapping
             f"{described} differ from what they were; put the base back as it was"
         )
     return now
-
-
-def merged_sources(adapters: Adapters) -> dict[str, TensorSource]:
-    """Every parameter's source, those of adapted layers with their adapters merged in."""
-    merged: dict[str, TensorSource] = {}
-    for name, source in adapters.without.items():
-        down, up = adapter_names(name)
-        if down in adapters.sources:
-            pair = adapters.sources[down], adapters.sources[up]
-            merged[name] = _MergedSource(source, *pair, adapters.lora)
-        else:
-            merged[name] = source
-    return merged
-
-
-class _MergedSource:
-    """Weights with their adapters merged in."""
-
-    def __init__(
-        self, weights: TensorSource, down: TensorSource, up: TensorSource, lora: LoraSection
-    ) -> None:
-        self.description = f"{weights.description} with adapters of {down.description}"
-        self._weights, self._down, self._up, self._lora = weights, down, up, lora
-
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Every tensor's shape."""
-        return self._weights.shapes()
-
-    def get(self, name: str) -> Tensor:
-        """One tensor, on the CPU."""
-        down, up = adapter_names(name)
-        return merged_weight(
-            self._weights.get(name), self._down.get(down), self._up.get(up), self._lora
-        )
 
 
 def _of_transformers(directory: Path) -> _Weights:

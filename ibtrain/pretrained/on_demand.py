@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ibtrain.pretrained.finding import FoundModel
+from ibtrain.pretrained.found import FoundModel
 from ibtrain.pretrained.opening import OpenedModel, compute_buffers, laid_out, opened
 from ibtrain.pretrained.tensors import TensorSource
 

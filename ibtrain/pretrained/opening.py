@@ -10,7 +10,8 @@ from transformers import GenerationConfig
 
 from ibtrain.config import Recipe
 from ibtrain.model.instructblip import InstructBlip
-from ibtrain.pretrained.finding import FoundModel, find_model
+from ibtrain.pretrained.finding import find_model
+from ibtrain.pretrained.found import FoundModel
 from ibtrain.tokenization import InstructionTokenizer
 
 
