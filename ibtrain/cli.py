@@ -69,7 +69,9 @@ def _complain(error: BaseException | str) -> None:
 
 
 def _told_by_rank_zero(error: BaseException) -> bool:
-    from ibtrain.training.ranks import is_shared  # what the other ranks of a training have loaded
+    from ibtrain.distributed.ranks import (
+        is_shared,  # what the other ranks of a training have loaded
+    )
 
     return is_shared(error)
 

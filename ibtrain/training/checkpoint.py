@@ -24,6 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ibtrain.distributed.ranks import alike_on_every_rank, on_rank_zero
 from ibtrain.run_directory import (
     OPTIMIZER,
     STATE,
@@ -35,7 +36,6 @@ from ibtrain.run_directory import (
     verify_step,
 )
 from ibtrain.training.engine import Engine
-from ibtrain.training.ranks import alike_on_every_rank, on_rank_zero
 
 logger = logging.getLogger(__name__)
 

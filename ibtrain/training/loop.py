@@ -19,6 +19,13 @@ from ibtrain.config import Recipe, dump_recipe
 from ibtrain.data.mixture.loader import MixtureLoader, cache_directory
 from ibtrain.data.mixture.quarantine import BadDataError, Incident, Ledger
 from ibtrain.data.mixture.shares import changes_not_accepted, changes_of_order, order_fingerprint
+from ibtrain.distributed.processes import start_processes
+from ibtrain.distributed.ranks import (
+    alike_on_every_rank,
+    on_every_rank,
+    on_rank_zero,
+    on_rank_zero_only,
+)
 from ibtrain.pretrained.base import record_base
 from ibtrain.pretrained.fingerprint import differences
 from ibtrain.run_directory import (
@@ -34,14 +41,8 @@ from ibtrain.run_directory import (
     write_atomically,
 )
 from ibtrain.training.checkpoint import load_checkpoint, read_state, save_checkpoint
-from ibtrain.training.engine import Engine, start_processes
+from ibtrain.training.engine import Engine
 from ibtrain.training.interruption import Interruption
-from ibtrain.training.ranks import (
-    alike_on_every_rank,
-    on_every_rank,
-    on_rank_zero,
-    on_rank_zero_only,
-)
 from ibtrain.training.request import Request
 from ibtrain.training.schedule import learning_rate
 from ibtrain.training.telemetry import Telemetry

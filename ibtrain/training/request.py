@@ -8,6 +8,7 @@ from transformers import InstructBlipConfig
 from ibtrain.config import Recipe, RecipeError
 from ibtrain.data.mixture.loader import cache_directory
 from ibtrain.data.mixture.shares import Mixture, resolve_mixture
+from ibtrain.distributed.ranks import Ranks
 from ibtrain.pretrained.base import base_config, base_directory, base_sources
 from ibtrain.pretrained.configuration import check_vocabularies
 from ibtrain.pretrained.fit import choose_sources
@@ -15,7 +16,6 @@ from ibtrain.pretrained.tensors import SafetensorsSource, TensorSource
 from ibtrain.run_directory import TRAINABLE
 from ibtrain.tokenization import InstructionTokenizer
 from ibtrain.training.engine import sharding_config
-from ibtrain.training.ranks import Ranks
 
 
 @dataclass(frozen=True)

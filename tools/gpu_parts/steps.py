@@ -115,7 +115,8 @@ class _DeviceWeights:
 
 
 def _ours(job: Job, sheet: Sheet, name: str, sharding: str) -> None:
-    from ibtrain.training.engine import Engine, start_processes
+    from ibtrain.distributed.processes import start_processes
+    from ibtrain.training.engine import Engine
 
     config = config_of(name, job.rehearse)
     lengths = batches_of(job.rehearse)
