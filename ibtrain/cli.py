@@ -141,8 +141,8 @@ def _add_check(verbs: Any) -> None:
 def _check(parsed: argparse.Namespace) -> int:
     from dataclasses import asdict
 
+    from ibtrain.check.check import check, table
     from ibtrain.config import load_recipe
-    from ibtrain.machine import check, table
 
     recipe = None if parsed.recipe is None else load_recipe(parsed.recipe, parsed.overrides)
     findings = check(recipe)

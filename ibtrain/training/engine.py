@@ -33,9 +33,9 @@ from ibtrain.pretrained.tensors import TensorSource
 from ibtrain.training.loading import fill_partitions, fill_replicas, memory_given_back
 
 if not torch.cuda.is_available():
-    # It would compile an operator of inference, an all-reduce which training never calls. It costs a
-    # minute, a compiler and 66 MB of /dev/shm per rank that nobody removes, and a kill during it
-    # leaves a lock file at which every later start waits for ever.
+    # It would compile an all-reduce for inference, which training never calls. That costs a minute,
+    # a compiler and 66 MB of /dev/shm per rank that nobody removes, and a kill during it leaves a
+    # lock file at which every later start waits for ever.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}

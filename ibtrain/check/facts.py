@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-REQUIREMENTS = Path(__file__).parents[1] / "requirements.txt"
+REQUIREMENTS = Path(__file__).parents[2] / "requirements.txt"
 _DEVELOPMENT = "# For `make check`"  # what follows in requirements.txt no run needs
 _SECONDS = 5.0  # a driver that hangs is told by its absence
 IMPORT_ERRORS = (ImportError, OSError, RuntimeError, AttributeError)

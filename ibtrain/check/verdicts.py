@@ -12,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
-from ibtrain.machine_facts import Gpu, Torch
+from ibtrain.check.facts import Gpu, Torch
 
 GIB = 2**30
 OLDEST_PYTHON = (3, 11)

@@ -1,6 +1,6 @@
 """`ibtrain check`: what this machine has and lacks for training, and for one recipe.
 
-The facts come from machine_facts.py, the verdicts from machine_rows.py; here they are put together.
+The facts come from check/facts.py, the verdicts from check/verdicts.py; here they are put together.
 """
 
 import os
@@ -11,14 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ibtrain import machine_facts as facts
-from ibtrain import machine_rows as rows
+from ibtrain.check import facts, verdicts
+from ibtrain.check.verdicts import Finding
 from ibtrain.config import ModelSection, Recipe, RecipeError, read_sharding
-from ibtrain.machine_rows import Finding
 
 if TYPE_CHECKING:
+    from ibtrain.check.attentions import Attentions
     from ibtrain.kernels.backends import AttentionKind, Choice
-    from ibtrain.model.attentions import Attentions
 
 NAMED_PACKAGES = ("transformers", "deepspeed", "mosaicml-streaming", "peft")
 _CHECKPOINTS = (
@@ -35,9 +34,9 @@ def check(recipe: Recipe | None = None) -> list[Finding]:
         gpus = facts.gpus_of_torch(torch.visible)
     findings = [
         *package_findings(torch, len(gpus)),
-        rows.gpus(gpus, torch),
-        rows.cuda(torch, len(gpus), driver),
-        rows.nccl(torch.nccl, len(gpus)),
+        verdicts.gpus(gpus, torch),
+        verdicts.cuda(torch, len(gpus), driver),
+        verdicts.nccl(torch.nccl, len(gpus)),
         *(() if torch.broken else attention_findings(recipe)),
         *tool_findings(_operators_of(recipe), len(gpus)),
         *host_findings(len(gpus)),
@@ -80,7 +79,7 @@ def _attentions(recipe: Recipe | None) -> "Attentions":
     import torch
 
     import ibtrain.torchvision_mend  # before transformers' own models are imported
-    from ibtrain.model.attentions import attentions_of, attentions_of_the_family
+    from ibtrain.check.attentions import attentions_of, attentions_of_the_family
     from ibtrain.pretrained.base import base_config
 
     assert ibtrain.torchvision_mend
@@ -101,50 +100,50 @@ def package_findings(
 ) -> Iterator[Finding]:
     """Python and what requirements.txt lists."""
     wanted = facts.requirements(requirements)
-    yield rows.python(sys.version_info[:3])
-    yield rows.torch_package(wanted.pop("torch", ""), torch)
+    yield verdicts.python(sys.version_info[:3])
+    yield verdicts.torch_package(wanted.pop("torch", ""), torch)
     version = facts.installed("torchvision")
     error = facts.torchvision_error() if version is not None and not torch.broken else None
-    yield rows.torchvision(wanted.pop("torchvision", ""), version, error)
+    yield verdicts.torchvision(wanted.pop("torchvision", ""), version, error)
     for name in NAMED_PACKAGES:
-        yield rows.package(name, wanted.pop(name, ""), facts.installed(name))
-    yield rows.triton(wanted.pop("triton", ""), facts.installed("triton"), gpus)
+        yield verdicts.package(name, wanted.pop(name, ""), facts.installed(name))
+    yield verdicts.triton(wanted.pop("triton", ""), facts.installed("triton"), gpus)
     if wanted:
-        yield rows.other_packages({name: facts.installed(name) for name in wanted}, wanted)
+        yield verdicts.other_packages({name: facts.installed(name) for name in wanted}, wanted)
 
 
 def tool_findings(operators: Sequence[str], gpus: int) -> Iterator[Finding]:
     """What kernels and operators are built with."""
     compiler = facts.on_path(os.environ.get("CC"), "gcc", "clang", "cc")
-    yield rows.c_compiler(compiler, gpus)
+    yield verdicts.c_compiler(compiler, gpus)
     compiler = facts.on_path(os.environ.get("CXX"), "c++", "g++", "clang++")
     install = "apt install build-essential, or name one in CXX"
-    yield rows.build_tool("C++ compiler", compiler, operators, install)
+    yield verdicts.build_tool("C++ compiler", compiler, operators, install)
     install = "pip install ninja, and have the environment's bin/ on the PATH"
-    yield rows.build_tool("ninja", facts.on_path("ninja"), operators, install)
+    yield verdicts.build_tool("ninja", facts.on_path("ninja"), operators, install)
     compiler = facts.cuda_compiler()
     if gpus == 0 and compiler is None:
         yield Finding("CUDA toolkit", "OK", "not needed without a GPU")
     else:
         install = "install the CUDA toolkit of torch's version, and name its directory in CUDA_HOME"
-        yield rows.build_tool("CUDA toolkit", compiler, operators, install)
+        yield verdicts.build_tool("CUDA toolkit", compiler, operators, install)
 
 
 def host_findings(gpus: int) -> Iterator[Finding]:
     """Scheduler, memory, limits and disk."""
     sbatch, srun = facts.on_path("sbatch"), facts.on_path("srun")
-    yield rows.slurm(sbatch, srun, os.environ.get("SLURM_JOB_ID"))
-    yield rows.shared_memory(facts.total_bytes(Path("/dev/shm")))
-    yield rows.open_files(*resource.getrlimit(resource.RLIMIT_NOFILE))
-    locked = rows.locked_memory(resource.getrlimit(resource.RLIMIT_MEMLOCK)[0], gpus)
+    yield verdicts.slurm(sbatch, srun, os.environ.get("SLURM_JOB_ID"))
+    yield verdicts.shared_memory(facts.total_bytes(Path("/dev/shm")))
+    yield verdicts.open_files(*resource.getrlimit(resource.RLIMIT_NOFILE))
+    locked = verdicts.locked_memory(resource.getrlimit(resource.RLIMIT_MEMLOCK)[0], gpus)
     if locked is not None:
         yield locked
-    yield rows.host_memory(facts.host_memory(), facts.memory_limit())
+    yield verdicts.host_memory(facts.host_memory(), facts.memory_limit())
     here = Path.cwd()
     fix = "runs and shards with a relative path go there: free some, or change to another directory"
-    yield rows.disk("disk", here, facts.free_bytes(here), fix)
+    yield verdicts.disk("disk", here, facts.free_bytes(here), fix)
     cache = facts.hub_cache()
-    yield rows.hub_cache(cache, os.access(facts.existing(cache), os.W_OK))
+    yield verdicts.hub_cache(cache, os.access(facts.existing(cache), os.W_OK))
 
 
 def recipe_findings(recipe: Recipe) -> Iterator[Finding]:
@@ -267,7 +266,7 @@ def writable_finding(name: str, path: Path, key: str, remedy: str) -> Finding:
     if not above.is_dir() or not os.access(above, os.W_OK):
         found = f"{path} cannot be made: {above} is no directory that may be written to"
         return Finding(name, "MISS", found, f"name another place: {key}=DIR")
-    return rows.disk(name, path, facts.free_bytes(above), remedy)
+    return verdicts.disk(name, path, facts.free_bytes(above), remedy)
 
 
 def table(findings: Sequence[Finding], width: int) -> str:

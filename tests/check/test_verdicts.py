@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from ibtrain import machine_rows as rows
-from ibtrain.machine_facts import Gpu, Torch
-from ibtrain.machine_rows import GIB, Finding
+from ibtrain.check import verdicts as rows
+from ibtrain.check.facts import Gpu, Torch
+from ibtrain.check.verdicts import GIB, Finding
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", 80 * GIB, (9, 0))
 V100 = Gpu("Tesla V100-SXM2-32GB", 32 * GIB, (7, 0))

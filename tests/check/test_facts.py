@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from ibtrain import machine_facts as facts
-from ibtrain.machine_facts import Gpu
+from ibtrain.check import facts
+from ibtrain.check.facts import Gpu
 
 TWO_CARDS = """\
 NVIDIA H100 80GB HBM3, 81559, 9.0, 580.65.06

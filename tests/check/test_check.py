@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from ibtrain import machine
+from ibtrain.check import check
+from ibtrain.check import check as check_module
+from ibtrain.check.check import Finding, attention_finding, attention_findings
+from ibtrain.check.facts import Torch
 from ibtrain.cli import main
 from ibtrain.config import Recipe, load_recipe, shipped_recipes
 from ibtrain.kernels.backends import AttentionKind, Backend, Choice
-from ibtrain.machine import Finding, attention_finding, attention_findings
-from ibtrain.machine_facts import Torch
 
 RECIPE = """\
 name: tiny
@@ -50,7 +51,7 @@ def complete(tmp_path, recipe_file) -> Path:
 
 
 def statuses(recipe: Recipe) -> dict[str, str]:
-    return {finding.name: finding.status for finding in machine.recipe_findings(recipe)}
+    return {finding.name: finding.status for finding in check.recipe_findings(recipe)}
 
 
 def test_the_document_of_the_command(complete):
@@ -71,7 +72,7 @@ def test_the_document_of_the_command(complete):
 
 def test_where_torch_is_damaged(tmp_path, recipe_file):
     (tmp_path / "torch.py").write_text("raise OSError('libcudart.so.13: not found')")
-    root = str(Path(machine.__file__).parents[1])
+    root = str(Path(check.__file__).parents[1])
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{root}"}
     command = [sys.executable, "-m", "ibtrain", "check", str(recipe_file), "--json"]
     ended = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -85,7 +86,7 @@ def test_where_torch_is_damaged(tmp_path, recipe_file):
 @pytest.mark.parametrize(("status", "code"), [("OK", 0), ("WARN", 0), ("MISS", 1)])
 def test_exit_codes(monkeypatch, capsys, status, code):
     finding = Finding("disk", status, "little", "" if status == "OK" else "free some")
-    monkeypatch.setattr(machine, "check", lambda recipe: [finding])
+    monkeypatch.setattr(check_module, "check", lambda recipe: [finding])
     assert main(["check"]) == code
     assert capsys.readouterr().out.startswith(status)
     assert main(["check", "--json"]) == code
@@ -115,7 +116,7 @@ def test_a_recipe_that_has_all_it_names(complete):
 def test_a_recipe_that_lacks_everything(tmp_path, recipe_file):
     absent = tmp_path / "absent"
     recipe = load_recipe(str(recipe_file), [f"root={absent}", "sharding=zero9"])
-    findings = {finding.name: finding for finding in machine.recipe_findings(recipe)}
+    findings = {finding.name: finding for finding in check.recipe_findings(recipe)}
     missing = {name for name, finding in findings.items() if finding.status == "MISS"}
     assert missing == {"sharding", "root", "model.base", "shards"}
     assert "zero1" in findings["sharding"].remedy
@@ -128,7 +129,7 @@ def test_a_base_in_parts_has_a_row_for_each(tmp_path):
     recipe = load_recipe("vicuna13b", [f"root={tmp_path}"])
     bert = tmp_path / "weights/bert-base-uncased"
     bert.mkdir(parents=True)
-    rows = {finding.name: finding.status for finding in machine.base_findings(recipe.model)}
+    rows = {finding.name: finding.status for finding in check.base_findings(recipe.model)}
     parts = ("language", "bert", "vision", "stage1")
     assert list(rows) == [f"model.parts.{name}" for name in parts]
     assert [rows[f"model.parts.{name}"] for name in parts] == ["MISS", "OK", "MISS", "MISS"]
@@ -136,24 +137,24 @@ def test_a_base_in_parts_has_a_row_for_each(tmp_path):
 
 def test_a_random_base_needs_a_processor(tmp_path):
     recipe = load_recipe("toy-base", [f"root={tmp_path}"])
-    (row,) = machine.base_findings(recipe.model)
+    (row,) = check.base_findings(recipe.model)
     assert row.status == "MISS" and "ibtrain data toy DIR" in row.remedy
     (tmp_path / "raw/processor").mkdir(parents=True)
-    (row,) = machine.base_findings(recipe.model)
+    (row,) = check.base_findings(recipe.model)
     assert row.status == "OK"
 
 
 @pytest.mark.parametrize(("download", "expected"), [("false", "MISS"), ("true", "WARN")])
 def test_a_base_by_its_name_on_the_hub(recipe_file, download, expected):
     overrides = ["model.base=no-such-owner/no-such-model", f"model.allow_download={download}"]
-    (row,) = machine.base_findings(load_recipe(str(recipe_file), overrides).model)
+    (row,) = check.base_findings(load_recipe(str(recipe_file), overrides).model)
     assert row.status == expected
     assert "no-such-owner/no-such-model" in row.found
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_the_shipped_recipes_build_no_operator(name):
-    assert machine.operators_of(machine.read_sharding(load_recipe(name).sharding)) == []
+    assert check.operators_of(check.read_sharding(load_recipe(name).sharding)) == []
 
 
 @pytest.mark.parametrize(
@@ -167,16 +168,16 @@ def test_the_shipped_recipes_build_no_operator(name):
     ],
 )
 def test_what_a_sharding_makes_deepspeed_build(config, expected):
-    assert machine.operators_of(config) == expected
+    assert check.operators_of(config) == expected
 
 
 def test_a_sharding_file_of_your_own(tmp_path):
     file = tmp_path / "mine.json"
     file.write_text(json.dumps(NVME))
-    assert machine.sharding_finding(str(file)).found.endswith("(DeepSpeed builds async_io)")
+    assert check.sharding_finding(str(file)).found.endswith("(DeepSpeed builds async_io)")
     for content in ("{", "[]"):
         file.write_text(content)
-        row = machine.sharding_finding(str(file))
+        row = check.sharding_finding(str(file))
         assert row.status == "MISS" and "JSON" in row.remedy
 
 
@@ -184,38 +185,38 @@ def test_operators_need_the_tools(monkeypatch):
     monkeypatch.setenv("PATH", "")
     for variable in ("CC", "CXX", "CUDA_HOME"):
         monkeypatch.setenv(variable, "/no/such/program")
-    rows = {finding.name: finding for finding in machine.tool_findings(["async_io"], 1)}
+    rows = {finding.name: finding for finding in check.tool_findings(["async_io"], 1)}
     assert rows["C++ compiler"].status == rows["ninja"].status == "MISS"
     assert rows["CUDA toolkit"].status == "MISS" and rows["C compiler"].status == "WARN"
-    rows = {finding.name: finding for finding in machine.tool_findings([], 0)}
+    rows = {finding.name: finding for finding in check.tool_findings([], 0)}
     assert rows["C++ compiler"].status == rows["ninja"].status == "WARN"
     assert rows["CUDA toolkit"].status == rows["C compiler"].status == "OK"
 
 
 def test_packages_without_a_torch(tmp_path):
     broken = Torch(broken="No module named 'torch'")
-    findings = list(machine.package_findings(broken, 0, tmp_path / "no requirements"))
+    findings = list(check.package_findings(broken, 0, tmp_path / "no requirements"))
     assert findings[1].name == "torch" and findings[1].remedy == "pip install torch"
-    assert [finding.name for finding in findings][3:] == [*machine.NAMED_PACKAGES, "triton"]
+    assert [finding.name for finding in findings][3:] == [*check.NAMED_PACKAGES, "triton"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_run_directory_that_cannot_be_made(tmp_path):
     tmp_path.chmod(0o500)
-    row = machine.writable_finding("run directory", tmp_path / "run", "output", "free some")
+    row = check.writable_finding("run directory", tmp_path / "run", "output", "free some")
     assert row.status == "MISS" and "output=DIR" in row.remedy
 
 
 def test_a_run_directory_below_a_file(tmp_path):
     (tmp_path / "file").touch()
-    row = machine.writable_finding("run directory", tmp_path / "file/run", "output", "free some")
+    row = check.writable_finding("run directory", tmp_path / "file/run", "output", "free some")
     assert row.status == "MISS" and "output=DIR" in row.remedy
 
 
 def test_the_table_is_aligned_and_wrapped():
     long = "free some, or name another place " * 4
     findings = [Finding("disk", "OK", "much"), Finding("run directory", "WARN", long, long)]
-    lines = machine.table(findings, 60).splitlines()
+    lines = check.table(findings, 60).splitlines()
     assert lines[0] == "OK    disk           much"
     assert lines[1].startswith("WARN  run directory  free some")
     assert all(len(line) <= 60 for line in lines)
