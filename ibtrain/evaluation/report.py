@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ibtrain.data.images import to_rgb
 from ibtrain.evaluation.benchmarks import BenchmarkResult, Prediction
-from ibtrain.run_directory import write_atomically
+from ibtrain.files import write_whole
 
 RESULTS = "results.json"
 PREDICTIONS = "predictions.jsonl"
@@ -50,13 +50,13 @@ def write_results(results: Sequence[BenchmarkResult], out: Path) -> dict[str, An
         for result in results
         for prediction in result.predictions
     ]
-    write_atomically(out / PREDICTIONS, "".join(f"{line}\n" for line in lines))
+    write_whole(out / PREDICTIONS, "".join(f"{line}\n" for line in lines))
     for result in results:
         if result.images:
             score = f"{result.name}: {result.value:.1%} {result.metric} of {result.n:,} questions"
             note = ", images shuffled" if result.shuffled_images else ""
             picture(result.predictions, result.images, out / f"{result.name}.png", score + note)
-    write_atomically(out / RESULTS, json.dumps(document, indent=2) + "\n")
+    write_whole(out / RESULTS, json.dumps(document, indent=2) + "\n")
     return document
 
 

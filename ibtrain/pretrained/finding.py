@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from transformers import InstructBlipConfig
 
 from ibtrain.config import LoraSection, ModelSection, Recipe, RecipeError, load_recipe
+from ibtrain.files import read_json
 from ibtrain.model.instructblip import part_of
 from ibtrain.model.lora import adapter_targets, is_adapter
 from ibtrain.pretrained.base import (
@@ -47,7 +48,6 @@ from ibtrain.run_directory import (
     RunDirectoryError,
     checkpoints,
     latest_step,
-    read_json,
     verify_step,
 )
 from ibtrain.tokenization import InstructionTokenizer

@@ -13,10 +13,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from ibtrain.config import LoraSection
+from ibtrain.files import read_json
 from ibtrain.model.lora import adapter_targets
 from ibtrain.pretrained.sources import RenamedSource
 from ibtrain.pretrained.tensors import SafetensorsSource, TensorSource
-from ibtrain.run_directory import read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from transformers import PretrainedConfig
 
+from ibtrain.files import read_json
 from ibtrain.pretrained.tensors import TensorSource
-from ibtrain.run_directory import read_json
 
 NORM = "language_model.model.norm.weight"
 SMALLEST_NORM = 0.05

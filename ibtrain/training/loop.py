@@ -26,6 +26,7 @@ from ibtrain.distributed.ranks import (
     on_rank_zero,
     on_rank_zero_only,
 )
+from ibtrain.files import FileError, read_json, write_whole
 from ibtrain.pretrained.base import record_base
 from ibtrain.pretrained.fingerprint import differences
 from ibtrain.run_directory import (
@@ -34,11 +35,9 @@ from ibtrain.run_directory import (
     RunLock,
     checkpoints,
     latest_step,
-    read_json,
     set_aside_newer,
     step_of,
     whole_steps,
-    write_atomically,
 )
 from ibtrain.training.checkpoint import load_checkpoint, read_state, save_checkpoint
 from ibtrain.training.engine import Engine
@@ -99,7 +98,7 @@ def _find_resume(
     """The verified step directory to go on from, and its step; None to begin at the beginning."""
     directory = _step_to_go_on_from(recipe)
     if directory is None:
-        write_atomically(recipe.output / "recipe.yaml", dump_recipe(recipe))
+        write_whole(recipe.output / "recipe.yaml", dump_recipe(recipe))
         return None
     state = read_state(directory)
     _check_model(directory, state.get("recipe", {}).get("model", {}), recipe)
@@ -119,7 +118,7 @@ def _find_resume(
             + "\nput it back as it was, or accept it with checkpoint.accept_changed_data=true, or "
             f"by name with checkpoint.accept_changed_data=[{','.join(changes)}]"
         )
-    write_atomically(recipe.output / "recipe.yaml", dump_recipe(recipe))
+    write_whole(recipe.output / "recipe.yaml", dump_recipe(recipe))
     if recipe.checkpoint.resume_from is not None:
         set_aside_newer(recipe.output, directory)
     return directory, state["step"]
@@ -177,7 +176,7 @@ def _step_to_go_on_from(recipe: Recipe) -> Path | None:
 def _was_trained_by(recipe: Recipe, step: Path) -> bool:
     try:
         state = read_json(step / STATE, "choose another step")
-    except RunDirectoryError:
+    except FileError:
         return False
     return bool(state.get("recipe") == recipe.model_dump(mode="json"))
 

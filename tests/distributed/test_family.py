@@ -92,9 +92,11 @@ def read(out: Path, case: str) -> dict:
 
 def test_the_loss_curve_is_that_of_one_process_without_deepspeed(group, found, directory):
     wanted = plain_curve(directory, Case.of(cases_of(*group)[0]))
+    # A T5 whose adapters learn doubles every rounding at each step from the seventh on: alike under
+    # every sharding, 2e-7 there and 7e-4 at the twentieth.
+    steady = 7 if group == ("t5", "lora") else 20
     for case, its in found.items():
-        # Rounding that differs with the processor grows with every step, by a factor of 10 in five.
-        assert its["curve"][:12] == pytest.approx(wanted[:12], rel=1e-4), case
+        assert its["curve"][:steady] == pytest.approx(wanted[:steady], rel=1e-5), case
         assert its["curve"][:20] == pytest.approx(wanted[:20], rel=2e-3), case
     assert wanted[19] < 0.99 * wanted[3]  # it learns, so the curves could differ
 

@@ -23,6 +23,7 @@ from ibtrain.data.mixture.preview_page import ShownDataset, ShownSample, ShownTe
 from ibtrain.data.mixture.sampling import augmentation_for, draw_sample
 from ibtrain.data.mixture.shares import MixedPart, Mixture
 from ibtrain.data.records import Record
+from ibtrain.files import write_whole
 
 SAMPLES = 6
 MOST_SAMPLES = 500
@@ -61,7 +62,9 @@ def write_preview(
             _shown_dataset(reader, recipe, mixture, number, samples)
             for number in range(len(mixture.datasets))
         ]
-    _write_whole(path, page(recipe.name, _facts(recipe, mixture), datasets))
+    text = page(recipe.name, _facts(recipe, mixture), datasets)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    write_whole(path, text.encode(errors="replace"), temporary=temporary)
 
 
 @contextmanager
@@ -171,17 +174,3 @@ def _pictures(sample: Sample) -> Iterator[npt.NDArray[np.uint8]]:
     for pixels_CHW in sample.pixels_ICHW:
         levels_CHW = ((pixels_CHW * std_311 + mean_311) * 255).round().clamp(0, 255)
         yield levels_CHW.to(torch.uint8).permute(1, 2, 0).numpy()
-
-
-def _write_whole(path: Path, text: str) -> None:
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.absolute().parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -34,6 +34,7 @@ from ibtrain.data.shards.records import (
     wrong_hashes,
 )
 from ibtrain.data.shards.remote import NO_SPACE, fetch_file, is_url, local_directory
+from ibtrain.files import write_whole
 
 TRIES = 3
 _OPEN_SHARDS = 256
@@ -181,7 +182,7 @@ class ShardCache:
                 found.append(str(error))
                 if self._source is None:
                     time.sleep(2.0**attempt)  # the store, or the way to it, may be busy
-        _write_whole(path, raw)
+        write_whole(path, raw, temporary=_temporary(path))
         self.repaired += [(number, reason) for reason in found]
 
     def _fetch(self, number: int) -> bytes:
@@ -273,19 +274,6 @@ def _temporary_prefix(name: str) -> str:
 def _temporary(path: Path) -> Path:
     """A name beside `path` that nobody else takes."""
     return path.with_name(f"{_temporary_prefix(path.name)}{os.getpid()}-{secrets.token_hex(4)}.tmp")
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    """Puts a file there whole or not at all."""
-    temporary = _temporary(path)
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def remote_index_directory(place: str, cache: Path) -> Path:

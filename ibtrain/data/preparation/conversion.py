@@ -6,7 +6,6 @@ counts.
 """
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,7 +17,6 @@ import xxhash
 
 from ibtrain.data import instructions
 from ibtrain.data.catalog import DatasetEntry
-from ibtrain.data.file_locks import locked
 from ibtrain.data.images import DAMAGE, encode_jpeg, image_size, reencode
 from ibtrain.data.preparation.survey import Plan, private
 from ibtrain.data.records import Example, Record
@@ -26,6 +24,7 @@ from ibtrain.data.shards.format import decode_sample
 from ibtrain.data.shards.records import columns_to_record, record_to_columns
 from ibtrain.data.shards.writer import ShardWriter, encode_sample
 from ibtrain.data.video import frame_files, frames
+from ibtrain.files import locked, sync_tree
 
 MAXIMUM_RECORD_BYTES = 1 << 25
 QUARANTINE = "quarantine.jsonl"
@@ -150,21 +149,11 @@ def convert_part(
             }
             (temporary / _REPORT).write_text(json.dumps(content), encoding="utf-8")
             temporary.chmod(0o755)
-            make_durable(temporary)
+            sync_tree(temporary)
             temporary.rename(target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         return report
-
-
-def make_durable(directory: Path) -> None:
-    """Waits until all that lies in a directory is on the disk."""
-    for path in (*directory.iterdir(), directory):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _write(

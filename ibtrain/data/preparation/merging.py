@@ -12,7 +12,6 @@ from typing import Any
 from ibtrain.data.preparation.conversion import (
     PartReport,
     finished,
-    make_durable,
     part_directory,
     quarantine_of,
 )
@@ -20,6 +19,7 @@ from ibtrain.data.preparation.survey import Plan
 from ibtrain.data.shards.index import INDEX, read_index
 from ibtrain.data.shards.records import fingerprint
 from ibtrain.data.shards.verify import CARD, QUARANTINE
+from ibtrain.files import sync, sync_tree, write_whole
 
 FAILED = "failed"  # a file that says: what was bad is to be looked at once more
 
@@ -155,17 +155,13 @@ def _merge(known: Known, out: Path, request: dict[str, Any], report: PrepareRepo
     merged = known.parts / "merged"
     merged.mkdir(exist_ok=True)
     index = json.dumps({"version": 2, "shards": entries}, sort_keys=True)
-    write_whole(merged / INDEX, index, known.parts)
+    write_beside(merged / INDEX, index, known.parts)
     card = _card(known, merged, request, report)
-    write_whole(out / CARD, json.dumps(card, indent=2) + "\n", known.parts)
-    make_durable(merged)
-    descriptor = os.open(out, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-        (merged / INDEX).replace(out / INDEX)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    write_beside(out / CARD, json.dumps(card, indent=2) + "\n", known.parts)
+    sync_tree(merged)
+    sync(out)
+    (merged / INDEX).replace(out / INDEX)
+    sync(out)
     shutil.rmtree(known.parts, ignore_errors=True)
 
 
@@ -221,14 +217,9 @@ def _card(
 
 def _write_quarantine(parts: Path, out: Path, rows: list[dict[str, Any]]) -> None:
     lines = [json.dumps({"id": row["id"], "reason": row["reason"]}) + "\n" for row in rows]
-    write_whole(out / QUARANTINE, "".join(lines), parts)
+    write_beside(out / QUARANTINE, "".join(lines), parts)
 
 
-def write_whole(path: Path, text: str, parts: Path) -> None:
-    """Writes a file in `parts` first, so that nothing half-written bears its name."""
-    temporary = parts / f".{path.name}.{os.getpid()}"
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+def write_beside(path: Path, text: str, parts: Path) -> None:
+    """Writes a file among the parts first, so that nothing unfinished lies with the shards."""
+    write_whole(path, text, temporary=parts / f".{path.name}.{os.getpid()}")

@@ -20,7 +20,6 @@ from typing import Any
 from tqdm import tqdm
 
 from ibtrain.data import catalog, instructions, readers
-from ibtrain.data.file_locks import BusyError, locked
 from ibtrain.data.images import SHORT_SIDE
 from ibtrain.data.preparation.conversion import Settings, convert_part, finished
 from ibtrain.data.preparation.merging import (
@@ -31,7 +30,7 @@ from ibtrain.data.preparation.merging import (
     check_budget,
     finish,
     is_shard,
-    write_whole,
+    write_beside,
 )
 from ibtrain.data.preparation.survey import PLAN, Plan, load_plan, make_plan
 from ibtrain.data.preparation.workers import Report, run_beside
@@ -39,6 +38,7 @@ from ibtrain.data.shards.index import INDEX
 from ibtrain.data.shards.records import check_index
 from ibtrain.data.shards.verify import CARD, QUARANTINE
 from ibtrain.data.video import FRAMES
+from ibtrain.files import BusyError, locked
 
 __all__ = ["BusyError", "OverBudgetError", "PrepareReport", "prepare"]
 
@@ -243,7 +243,7 @@ def _plan(parts: Path, out: Path, settings: Settings, split: str, request: dict[
         _refuse_other(out, before, asked, "an unfinished conversion")
     if plan is not None:
         return plan
-    write_whole(path, json.dumps(request), parts)
+    write_beside(path, json.dumps(request), parts)
     logger.info("reading the annotations of %s (%s)", settings.entry.name, split)
     plan = make_plan(parts, settings.raw, readers.read(settings.raw, split, settings.entry))
     for part, directory in kept.items():

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ibtrain.data.file_locks import BusyError, locked
 from ibtrain.data.instructions import templates
 from ibtrain.data.preparation import conversion, merging, survey
 from ibtrain.data.preparation.prepare import OverBudgetError, PrepareReport, prepare
@@ -28,6 +27,7 @@ from ibtrain.data.shards.records import (
 )
 from ibtrain.data.shards.verify import verify
 from ibtrain.data.shards.writer import ShardWriter, encode_sample
+from ibtrain.files import BusyError, locked
 
 # The same as the command line does, with parts small enough for a test.
 CONVERT = """
