@@ -25,7 +25,7 @@ def add_ask(verbs: Any) -> None:
 
 
 def _ask(parsed: argparse.Namespace) -> int:
-    from ibtrain.evaluation.decoding import DecodingSettings, generate
+    from ibtrain.evaluation.generation import DecodingSettings, generate
     from ibtrain.pretrained.opening import open_to_answer
 
     settings = DecodingSettings(

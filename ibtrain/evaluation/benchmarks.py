@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ibtrain.data.catalog import get
 from ibtrain.data.records import Record
 from ibtrain.data.shards.records import check_index, read_records
-from ibtrain.evaluation.decoding import DecodingSettings, generate
+from ibtrain.evaluation.generation import DecodingSettings, generate
 from ibtrain.evaluation.metrics import (
     Accuracy,
     accuracy_by_type,

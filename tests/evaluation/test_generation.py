@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from transformers import InstructBlipForConditionalGeneration, InstructBlipProcessor
 
-from ibtrain.evaluation.decoding import ASKING, DecodingSettings, generate, pixels_of
+from ibtrain.evaluation.generation import ASKING, DecodingSettings, generate, pixels_of
 from ibtrain.pretrained.opening import OpenedModel, open_model
 from ibtrain.tokenization import InstructionTokens
 from tests.evaluation.pictures import encoded, noise
