@@ -98,7 +98,7 @@ def _attentions(recipe: Recipe | None) -> "Attentions":
 def package_findings(
     torch: facts.Torch, gpus: int, requirements: Path = facts.REQUIREMENTS
 ) -> Iterator[Finding]:
-    """Python and what requirements.txt lists."""
+    """Python and the packages that are required."""
     wanted = facts.requirements(requirements)
     yield verdicts.python(sys.version_info[:3])
     yield verdicts.torch_package(wanted.pop("torch", ""), torch)

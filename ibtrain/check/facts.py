@@ -94,16 +94,31 @@ def installed(distribution: str) -> str | None:
 
 
 def requirements(file: Path = REQUIREMENTS) -> dict[str, str]:
-    """Package to version (`==2.13.0`), of what a run needs; empty where the file is not there."""
-    try:
-        text = file.read_text()
-    except OSError:
-        return {}
+    """Package to version (`==2.13.0`), of what a run needs: by requirements.txt, or where there is
+    none, in an installed package, by what that declares.
+    """
+    if not file.is_file():
+        return _declared()
     wanted = {}
-    for line in text.partition(_DEVELOPMENT)[0].splitlines():
+    for line in file.read_text().partition(_DEVELOPMENT)[0].splitlines():
         if found := re.match(r"([A-Za-z0-9][\w.-]*)(\[[^]]*\])?\s*([^#;]*)", line):
             wanted[found[1]] = found[3].strip()
     return wanted
+
+
+def _declared() -> dict[str, str]:
+    from packaging.requirements import Requirement
+
+    try:
+        lines = importlib.metadata.requires("ibtrain") or []
+    except importlib.metadata.PackageNotFoundError:
+        return {}
+    wanted = [Requirement(line) for line in lines]
+    return {
+        one.name: str(one.specifier)
+        for one in wanted
+        if one.marker is None or one.marker.evaluate({"extra": ""})
+    }
 
 
 def read_gpus(command: str = "nvidia-smi") -> tuple[list[Gpu], str | None]:

@@ -53,7 +53,7 @@ def python(version: tuple[int, int, int]) -> Finding:
 
 
 def package(name: str, wanted: str, version: str | None) -> Finding:
-    """One package against what requirements.txt asks for (`>=4.57,<5`)."""
+    """One package against what is required of it (`>=4.57,<5`)."""
     install = f"pip install {shlex.quote(name + wanted)}"
     if version is None:
         return Finding(name, "MISS", "not installed", install)
@@ -99,7 +99,7 @@ def triton(wanted: str, version: str | None, gpus: int) -> Finding:
 
 
 def other_packages(versions: dict[str, str | None], wanted: dict[str, str]) -> Finding:
-    """What else requirements.txt lists, in one row."""
+    """What else is required, in one row."""
     missing = [name for name, version in versions.items() if version is None]
     odd = [name for name, found in versions.items() if found and not meets(found, wanted[name])]
     fix = "pip install " + " ".join(shlex.quote(name + wanted[name]) for name in missing + odd)
@@ -107,8 +107,8 @@ def other_packages(versions: dict[str, str | None], wanted: dict[str, str]) -> F
         return Finding("other packages", "MISS", f"not installed: {', '.join(missing)}", fix)
     if odd:
         named = ", ".join(f"{name} {versions[name]}" for name in odd)
-        return Finding("other packages", "WARN", f"not as requirements.txt has them: {named}", fix)
-    return Finding("other packages", "OK", f"{len(versions)} more of requirements.txt")
+        return Finding("other packages", "WARN", f"not as required: {named}", fix)
+    return Finding("other packages", "OK", f"{len(versions)} more, as required")
 
 
 def meets(version: str, wanted: str) -> bool:
