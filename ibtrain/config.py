@@ -16,7 +16,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from yaml import YAMLError
 
 RECIPES = Path(__file__).parent / "recipes"
-DS_CONFIGS = Path(__file__).parents[1] / "ds_configs"
+# In an installed package they lie inside it, in a checkout beside it.
+DS_CONFIGS = next(
+    directory
+    for directory in (
+        Path(__file__).parent / "ds_configs",
+        Path(__file__).parents[1] / "ds_configs",
+    )
+    if directory.is_dir()
+)
 
 
 class RecipeError(ValueError):

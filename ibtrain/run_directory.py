@@ -20,6 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ibtrain.files import FileError, read_json, sha256_of, sync, write_whole
+
 MANIFEST = "MANIFEST.json"
 LATEST = "LATEST"
 TRAINABLE = "trainable.safetensors"
@@ -27,10 +29,9 @@ OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
 STEP_FILES = (TRAINABLE, OPTIMIZER, STATE)
 _STEP_NAME = re.compile(r"step-(\d{8,})")
-_LARGEST_JSON = 64 * 2**20
 
 
-class RunDirectoryError(ValueError):
+class RunDirectoryError(FileError):
     """A run directory that cannot be used as it is; says what was found and what to do."""
 
 
@@ -100,42 +101,6 @@ def _put_back(directory: Path) -> None:
         _replaced(directory).rename(directory)
 
 
-def sync_directory(directory: Path) -> None:
-    """Makes renames inside `directory` durable."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces `path` in one step: a reader sees the old text or the new, never a part.
-
-    Raises:
-        OSError: naming `path`; it is then as it was.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        # A full disk is reported without the file's name.
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    sync_directory(path.parent)
-
-
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def publish_step(run: Path, step: int, write_files: Callable[[Path], None]) -> Path:
     """Writes a step directory whole: `write_files` fills a temporary directory, which is synced,
     given a manifest, renamed into place, and then named by LATEST.
@@ -160,7 +125,7 @@ def publish_step(run: Path, step: int, write_files: Callable[[Path], None]) -> P
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-        sync_directory(temporary)
+        sync(temporary)
         if final.exists():  # the same step written again after a resume from an older one
             shutil.rmtree(_replaced(final), ignore_errors=True)
             final.rename(_replaced(final))
@@ -168,8 +133,8 @@ def publish_step(run: Path, step: int, write_files: Callable[[Path], None]) -> P
             shutil.rmtree(_replaced(final))
         else:
             temporary.rename(final)
-        sync_directory(folder)
-        write_atomically(folder / LATEST, f"{final.name}\n")
+        sync(folder)
+        write_whole(folder / LATEST, f"{final.name}\n")
     except BaseException:
         if not final.exists():
             _put_back(final)
@@ -194,7 +159,7 @@ def prune_steps(run: Path, keep: int) -> None:
 
 def set_aside_newer(run: Path, step: Path) -> None:
     """Makes `step` the latest again: newer step directories are renamed to superseded-step-…."""
-    write_atomically(checkpoints(run) / LATEST, f"{step.name}\n")
+    write_whole(checkpoints(run) / LATEST, f"{step.name}\n")
     for directory in whole_steps(run):
         if _number(directory) > _number(step):
             place = directory.with_name(f"superseded-{directory.name}")
@@ -234,7 +199,10 @@ def verify_step(directory: Path) -> int:
         RunDirectoryError: naming the first file that is missing or differs.
     """
     remedy = _remedy(directory)
-    manifest = read_json(directory / MANIFEST, remedy)
+    try:
+        manifest = read_json(directory / MANIFEST, remedy)
+    except FileError as error:
+        raise RunDirectoryError(str(error)) from error
     if (
         manifest.get("digest") != _digest(manifest)
         or manifest.get("format") != 1
@@ -269,25 +237,6 @@ def _remedy(directory: Path) -> str:
     if not others:
         return "there is no older checkpoint: copy it again, or start in a new output directory"
     return f"to go on from the one before, add checkpoint.resume_from={others[-1]}"
-
-
-def read_json(path: Path, remedy: str) -> dict[str, Any]:
-    """A JSON object of bounded size.
-
-    Raises:
-        RunDirectoryError: when it is missing, too large, or not an object.
-    """
-    if not path.is_file():
-        raise RunDirectoryError(f"{path} is missing; {remedy}")
-    if path.stat().st_size > _LARGEST_JSON:
-        raise RunDirectoryError(f"{path} has {path.stat().st_size} bytes, too many; {remedy}")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise RunDirectoryError(f"{path} is not JSON ({error}); {remedy}") from error
-    if not isinstance(value, dict):
-        raise RunDirectoryError(f"{path} is not a JSON object; {remedy}")
-    return value
 
 
 class RunLock:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ibtrain.files import write_whole
 from ibtrain.run_directory import (
     LATEST,
     MANIFEST,
@@ -22,13 +23,11 @@ from ibtrain.run_directory import (
     latest_step,
     prune_steps,
     publish_step,
-    read_json,
     set_aside_newer,
     step_name,
     step_of,
     verify_step,
     whole_steps,
-    write_atomically,
 )
 
 OPERATIONS = ("mkdir", "rename", "replace", "fsync", "open", "unlink", "rmdir", "scandir")
@@ -277,7 +276,7 @@ def test_pruning_keeps_the_newest_and_the_latest(tmp_path):
     publish(tmp_path, 10, 20, 30, 40)
     prune_steps(tmp_path, keep=2)
     assert names(tmp_path) == [LATEST, "step-00000030", "step-00000040"]
-    write_atomically(checkpoints(tmp_path) / LATEST, "step-00000030\n")
+    write_whole(checkpoints(tmp_path) / LATEST, "step-00000030\n")
     prune_steps(tmp_path, keep=1)
     assert names(tmp_path) == [LATEST, "step-00000030", "step-00000040"]
 
@@ -304,37 +303,6 @@ def test_newer_steps_are_set_aside(tmp_path):
     assert names(tmp_path) == kept
     again = checkpoints(tmp_path) / "superseded-step-00000020"
     assert (again / "state.json").read_text().endswith("other")
-
-
-def test_write_atomically(tmp_path):
-    file = tmp_path / "file"
-    write_atomically(file, "öne\n")
-    write_atomically(file, "two\n")
-    assert file.read_text(encoding="utf-8") == "two\n"
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (None, "is missing; do this"),
-        (b"{", "is not JSON .*; do this"),
-        (b"\xff", "is not JSON .*; do this"),
-        (b"[1]", "is not a JSON object; do this"),
-    ],
-)
-def test_read_json(tmp_path, content, said):
-    if content is not None:
-        (tmp_path / "state.json").write_bytes(content)
-    with pytest.raises(RunDirectoryError, match=said):
-        read_json(tmp_path / "state.json", "do this")
-
-
-def test_read_json_of_bounded_size(tmp_path):
-    with (tmp_path / "state.json").open("wb") as file:
-        file.truncate(2**30)  # takes no space
-    with pytest.raises(RunDirectoryError, match="has 1073741824 bytes, too many"):
-        read_json(tmp_path / "state.json", "")
 
 
 HOLD = """
@@ -399,13 +367,3 @@ def test_steps_of_more_digits_are_newer(tmp_path):
     assert [step_of(path) for path in whole_steps(tmp_path)] == [99_999_999, 100_000_000]
     set_aside_newer(tmp_path, checkpoints(tmp_path) / "step-99999999")
     assert names(tmp_path) == [LATEST, "step-99999999", "superseded-step-100000000"]
-
-
-def test_a_text_that_cannot_be_written_is_named(tmp_path):
-    (tmp_path / "recipe.yaml").write_text("before")
-    (tmp_path / ".recipe.yaml.tmp").symlink_to("/dev/full")
-    with pytest.raises(OSError, match="No space left on device") as error:
-        write_atomically(tmp_path / "recipe.yaml", "after")
-    assert error.value.filename == str(tmp_path / "recipe.yaml")
-    assert (tmp_path / "recipe.yaml").read_text() == "before"
-    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]

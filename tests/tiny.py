@@ -22,10 +22,10 @@ from transformers import (
     T5Config,
 )
 
-from ibtrain.data.tokenization import InstructionTokens
 from ibtrain.data.toy.tokenizers import write_processor
 from ibtrain.model.instructblip import InstructBlip
-from ibtrain.model.weights import RandomSource
+from ibtrain.pretrained.tensors import RandomSource
+from ibtrain.tokenization import InstructionTokens
 
 assert ibtrain.torchvision_mend
 

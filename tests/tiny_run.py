@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import save_file
 
 from ibtrain.config import Recipe
-from ibtrain.data.tokenization import InstructionTokenizer
-from ibtrain.model.base import base_config, base_directory, base_sources, record_base
 from ibtrain.model.instructblip import part_of
 from ibtrain.model.lora import is_adapter
-from ibtrain.model.weights import choose_sources, parameter_shapes
+from ibtrain.pretrained.base import base_config, base_directory, base_sources, record_base
+from ibtrain.pretrained.fit import choose_sources, parameter_shapes
 from ibtrain.run_directory import OPTIMIZER, STATE, TRAINABLE, publish_step
+from ibtrain.tokenization import InstructionTokenizer
 from tests.tiny import IMAGE_SIZE
 
 

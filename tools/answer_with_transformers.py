@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from transformers import InstructBlipForConditionalGeneration, InstructBlipProcessor
 
-from ibtrain.data.shards import read_records
+from ibtrain.data.shards.records import read_records
 
 assert ibtrain.torchvision_mend
 

@@ -57,8 +57,8 @@ from PIL import Image, ImageOps
 
 from ibtrain.config import Recipe, load_recipe
 from ibtrain.data.images import CLIP_MEAN, CLIP_STD, reencode
-from ibtrain.data.prepare import prepare
-from ibtrain.data.shards import read_records
+from ibtrain.data.preparation.prepare import prepare
+from ibtrain.data.shards.records import read_records
 
 assert ibtrain.torchvision_mend
 SIZE = 224
@@ -250,8 +250,8 @@ def _recipe(directory: Path, workers: int) -> Recipe:
 def _tokenizer(directory: Path) -> Any:
     from transformers import InstructBlipProcessor
 
-    from ibtrain.data.tokenization import InstructionTokenizer
     from ibtrain.data.toy.tokenizers import write_processor
+    from ibtrain.tokenization import InstructionTokenizer
 
     texts = {
         text for record in read_records(directory / "shards-0") for text in record.instructions
@@ -265,8 +265,8 @@ def _tokenizer(directory: Path) -> Any:
 
 
 def _ours(directory: Path, workers: int) -> Iterator[int]:
-    from ibtrain.data.loader import MixtureLoader
-    from ibtrain.data.mixture import resolve_mixture
+    from ibtrain.data.mixture.loader import MixtureLoader
+    from ibtrain.data.mixture.shares import resolve_mixture
 
     recipe = _recipe(directory, workers)
     mixture = resolve_mixture(recipe.data, BATCH)
@@ -374,7 +374,7 @@ def mixture_start(directory: Path) -> dict[str, Any]:
 
 def _write_index(directory: Path, samples: int) -> None:
     """An index as `ibtrain data prepare` writes it, and empty files of the sizes that it names."""
-    from ibtrain.data.shard_writer import ShardWriter, encode_sample
+    from ibtrain.data.shards.writer import ShardWriter, encode_sample
 
     directory.mkdir()
     writer = ShardWriter(directory)
@@ -410,8 +410,8 @@ def _write_index(directory: Path, samples: int) -> None:
 
 
 def _start_mixture(directory: Path) -> dict[str, Any]:
-    from ibtrain.data.mixture import order_fingerprint, resolve_mixture
-    from ibtrain.data.order import epoch_order
+    from ibtrain.data.mixture.order import epoch_order
+    from ibtrain.data.mixture.shares import order_fingerprint, resolve_mixture
 
     mixture = ", ".join(f"{{dataset: {name}, path: {directory / name}}}" for name in HELD_IN)
     recipe = load_recipe(

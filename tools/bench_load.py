@@ -123,7 +123,7 @@ def write_model(directory: Path, gigabytes: float, shards: float, stored: str) -
     import torch
 
     from ibtrain.export.weight_shards import write_weights
-    from ibtrain.model.weights import parameter_shapes
+    from ibtrain.pretrained.fit import parameter_shapes
 
     config = scaled_config(gigabytes)
     shapes = parameter_shapes(config)
@@ -224,9 +224,10 @@ def measure(loader: str, directory: Path) -> dict[str, float]:
 
 
 def _ours(directory: Path) -> Callable[[], Any]:
-    from ibtrain.model.base import directory_config, directory_source
-    from ibtrain.model.weights import choose_sources
-    from ibtrain.training.engine import load_model, sharding_config, start_processes
+    from ibtrain.distributed.processes import start_processes
+    from ibtrain.pretrained.base import directory_config, directory_source
+    from ibtrain.pretrained.fit import choose_sources
+    from ibtrain.training.engine import load_model, sharding_config
 
     ranks = start_processes()
     recipe = _recipe(directory, ranks.world)
@@ -246,7 +247,8 @@ def _theirs(directory: Path) -> Callable[[], Any]:
     from transformers import InstructBlipForConditionalGeneration
     from transformers.integrations import HfDeepSpeedConfig
 
-    from ibtrain.training.engine import sharding_config, start_processes
+    from ibtrain.distributed.processes import start_processes
+    from ibtrain.training.engine import sharding_config
 
     ranks = start_processes()
     ds_config = sharding_config(_recipe(directory, ranks.world), ranks.world)

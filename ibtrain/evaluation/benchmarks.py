@@ -16,15 +16,15 @@ from tqdm import tqdm
 
 from ibtrain.data.catalog import get
 from ibtrain.data.records import Record
-from ibtrain.data.shards import check_index, read_records
-from ibtrain.evaluation.decoding import DecodingSettings, generate
+from ibtrain.data.shards.records import check_index, read_records
+from ibtrain.evaluation.generation import DecodingSettings, generate
 from ibtrain.evaluation.metrics import (
     Accuracy,
     accuracy_by_type,
     best_constant_accuracy,
     exact_match,
 )
-from ibtrain.model.opening import OpenedModel
+from ibtrain.pretrained.opening import OpenedModel
 
 EXACT_MATCH = "exact match"
 METRICS = (EXACT_MATCH,)

@@ -7,7 +7,7 @@ from typing import Any
 
 from ibtrain.evaluation.benchmarks import dataset_of, evaluate, metric_of
 from ibtrain.evaluation.report import write_results
-from ibtrain.model.opening import open_to_answer
+from ibtrain.pretrained.opening import open_to_answer
 
 logger = logging.getLogger(__name__)
 _INDEX = "index.json"
@@ -28,7 +28,7 @@ def evaluate_benchmarks(
     """Evaluates a model and writes results.json, predictions.jsonl and a picture per benchmark.
 
     Args:
-        model: see `ibtrain.model.finding.find_model`.
+        model: see `ibtrain.pretrained.finding.find_model`.
         data: holds one directory of shards per benchmark, whose name the benchmark goes by.
         benchmarks: those to evaluate; None for every one that has a metric computed here.
         out: where to write.

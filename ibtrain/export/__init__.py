@@ -23,7 +23,7 @@ def export(
     """Writes a model in one of the formats.
 
     Args:
-        model_path: see `ibtrain.model.finding.find_model`.
+        model_path: see `ibtrain.pretrained.finding.find_model`.
         out: the directory to make; it must not exist.
         to: `hf`, `peft` or `lavis`.
         keep_adapter: of `hf`: adapters beside the weights, not merged into them.

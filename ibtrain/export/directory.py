@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -17,9 +16,10 @@ import transformers
 
 from ibtrain import __version__
 from ibtrain.config import dump_recipe
-from ibtrain.model.census import census
-from ibtrain.model.finding import EXPORT_REPORT, RECIPE_FILE, FoundModel
-from ibtrain.run_directory import sync_directory
+from ibtrain.files import sync, sync_tree
+from ibtrain.pretrained.census import census
+from ibtrain.pretrained.finding import EXPORT_REPORT, RECIPE_FILE
+from ibtrain.pretrained.found import FoundModel
 
 logger = logging.getLogger(__name__)
 
@@ -136,14 +136,8 @@ def write_report(
 
 def _publish(temporary: Path, out: Path) -> None:
     """Makes every file durable, then renames the directory into its place."""
-    for path in temporary.rglob("*"):
-        if path.is_dir():
-            sync_directory(path)
-        else:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
     temporary.chmod(0o755)
-    sync_directory(temporary)
+    sync_tree(temporary)
     check_out(out)
     temporary.rename(out)
-    sync_directory(out.parent)
+    sync(out.parent)

@@ -36,11 +36,12 @@ from ibtrain.export.directory import (
 from ibtrain.export.peft import adapters_of, write_adapters
 from ibtrain.export.proof import prove_huggingface
 from ibtrain.export.weight_shards import SHARD_BYTES, write_weights
-from ibtrain.model.adapters import ADAPTER_DIRECTORY
-from ibtrain.model.finding import FoundModel, find_model
-from ibtrain.model.sources import GrownSource, to_blip2_name
 from ibtrain.model.t5 import start_token, ties_embeddings
-from ibtrain.model.weights import TensorSource
+from ibtrain.pretrained.finding import find_model
+from ibtrain.pretrained.found import FoundModel
+from ibtrain.pretrained.peft import ADAPTER_DIRECTORY
+from ibtrain.pretrained.sources import GrownSource, to_blip2_name
+from ibtrain.pretrained.tensors import TensorSource
 
 _IMAGE_TOKEN = "<image>"
 _QFORMER_TOKENIZER = "qformer_tokenizer"
@@ -62,7 +63,7 @@ def export_huggingface(
     """Writes a model in transformers' format, and proves it by opening it with transformers.
 
     Args:
-        model_path: see `ibtrain.model.finding.find_model`.
+        model_path: see `ibtrain.pretrained.finding.find_model`.
         out: the directory to make; it must not exist.
         shard_bytes: the size above which weights are split into several files; writing and proof
             take this much memory and at most 1 GiB beside it.

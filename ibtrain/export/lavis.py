@@ -21,10 +21,11 @@ from ibtrain.export.directory import (
     written_whole,
 )
 from ibtrain.export.proof import prove_lavis
-from ibtrain.model.finding import TRIMMED, FoundModel, find_model
 from ibtrain.model.instructblip import part_of
-from ibtrain.model.lavis import to_lavis
 from ibtrain.model.lora import adapter_names
+from ibtrain.pretrained.finding import TRIMMED, find_model
+from ibtrain.pretrained.found import FoundModel
+from ibtrain.pretrained.lavis import to_lavis
 
 
 def export_lavis(model_path: Path, out: Path, *, whole: bool = False) -> ExportReport:
@@ -33,7 +34,7 @@ def export_lavis(model_path: Path, out: Path, *, whole: bool = False) -> ExportR
     Adapters are merged into the language model's weights. Memory is that of the largest tensor.
 
     Args:
-        model_path: see `ibtrain.model.finding.find_model`.
+        model_path: see `ibtrain.pretrained.finding.find_model`.
         out: the directory to make; it must not exist.
         whole: every weight, and not only what was trained.
 

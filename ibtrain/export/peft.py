@@ -14,16 +14,17 @@ from ibtrain.config import ModelSection
 from ibtrain.export.directory import ExportReport, write_report, written_whole
 from ibtrain.export.proof import prove_peft
 from ibtrain.export.weight_shards import write_safetensors
-from ibtrain.model.adapters import ADAPTER_WEIGHTS, peft_names
-from ibtrain.model.finding import TRAINED_BESIDE, Adapters, FoundModel, find_model
 from ibtrain.model.lora import is_adapter, peft_config
+from ibtrain.pretrained.finding import TRAINED_BESIDE, find_model
+from ibtrain.pretrained.found import Adapters, FoundModel
+from ibtrain.pretrained.peft import ADAPTER_WEIGHTS, peft_names
 
 
 def export_peft(model_path: Path, out: Path) -> ExportReport:
     """Writes a model's adapters, and proves them by opening them with peft on the base.
 
     Args:
-        model_path: see `ibtrain.model.finding.find_model`.
+        model_path: see `ibtrain.pretrained.finding.find_model`.
         out: the directory to make; it must not exist.
 
     Raises:

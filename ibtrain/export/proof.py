@@ -28,15 +28,16 @@ from transformers import (
 )
 
 from ibtrain.batch import Batch
-from ibtrain.data.collate import Sample, collate
 from ibtrain.data.images import open_pixels
-from ibtrain.data.tokenization import InstructionTokenizer
-from ibtrain.model.adapters import ADAPTER_DIRECTORY
-from ibtrain.model.finding import TRIMMED, FoundModel
-from ibtrain.model.lavis import LavisSource
+from ibtrain.data.mixture.collate import Sample, collate
 from ibtrain.model.lora import adapter_names
-from ibtrain.model.on_demand import open_on_demand, read_on_demand
-from ibtrain.model.weights import SafetensorsSource, TensorSource
+from ibtrain.pretrained.finding import TRIMMED
+from ibtrain.pretrained.found import FoundModel
+from ibtrain.pretrained.lavis import LavisSource
+from ibtrain.pretrained.on_demand import open_on_demand, read_on_demand
+from ibtrain.pretrained.peft import ADAPTER_DIRECTORY
+from ibtrain.pretrained.tensors import SafetensorsSource, TensorSource
+from ibtrain.tokenization import InstructionTokenizer
 
 TOLERANCE = 1e-4
 """Largest difference of a logit, relative to the largest logit, with weights kept as they are."""

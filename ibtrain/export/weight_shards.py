@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ibtrain.model.weights import INDEX_NAME, SINGLE_NAME
+from ibtrain.pretrained.tensors import INDEX_NAME, SINGLE_NAME
 
 SHARD_BYTES = 5 * 10**9
 

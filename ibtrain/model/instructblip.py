@@ -7,7 +7,7 @@ Shapes: I images, Q query tokens, N image tokens, T packed language-model tokens
 A answer tokens, D widths.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Literal, get_args
 
 import torch
@@ -23,7 +23,7 @@ from ibtrain.model.language import (
     build_language_model,
     set_recompute,
 )
-from ibtrain.model.lora import stored_name
+from ibtrain.model.lora import is_adapter, stored_name
 from ibtrain.model.qformer import QFormer
 from ibtrain.model.vision import VisionTower
 
@@ -132,3 +132,12 @@ class InstructBlip(nn.Module):
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Those of `weights` that are trained."""
         return ((name, parameter) for name, parameter in self.weights() if parameter.requires_grad)
+
+
+def set_trainable(model: InstructBlip, train_parts: Mapping[str, str]) -> None:
+    """Marks the parameters of each part as trained ("full"), frozen ("frozen"), or frozen but for
+    its adapters ("lora").
+    """
+    for name, parameter in model.weights():
+        how = train_parts[part_of(name)]
+        parameter.requires_grad_(how == "full" or (how == "lora" and is_adapter(name)))

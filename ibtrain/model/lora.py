@@ -8,12 +8,9 @@ it (`q_proj.lora_A.weight`): `stored_name` takes the one to the other.
 Shapes: R rank, D width of a layer's input, E of its output: A is [R, D], B is [E, R].
 """
 
-import hashlib
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -25,7 +22,7 @@ DEFAULT_TARGETS = {"llama": ("q_proj", "v_proj"), "t5": ("q", "v")}
 _OUTPUT = "lm_head"
 """The output embedding of a Llama and of a T5."""
 _BASE_LAYER, _ADAPTER_PART = ".base_layer.", f".{ADAPTER}."
-_A, _B = ".lora_A.weight", ".lora_B.weight"
+A_ENDING, B_ENDING = ".lora_A.weight", ".lora_B.weight"
 
 
 def stored_name(name: str) -> str:
@@ -35,7 +32,7 @@ def stored_name(name: str) -> str:
 
 def is_adapter(name: str) -> bool:
     """Whether a stored name is that of an adapter's weight."""
-    return name.endswith((_A, _B))
+    return name.endswith((A_ENDING, B_ENDING))
 
 
 def adapter_targets(lora: LoraSection, model_type: str) -> tuple[str, ...]:
@@ -108,32 +105,7 @@ def merged_weight(weight_ED: Tensor, a_RD: Tensor, b_ER: Tensor, lora: LoraSecti
 def adapter_names(weight_name: str) -> tuple[str, str]:
     """Stored names of A and B beside an adapted layer's weight (`….q_proj.weight`)."""
     layer = weight_name.removesuffix(".weight")
-    return layer + _A, layer + _B
-
-
-class AdapterSource:
-    """Adapters before training, as peft begins: A uniform in ±1/sqrt(D), B zero, so that the model
-    does what it did without them. A function of (seed, name).
-    """
-
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], seed: int) -> None:
-        self.description = f"new adapters of seed {seed}"
-        self._shapes = {name: shape for name, shape in shapes.items() if is_adapter(name)}
-        self._seed = seed
-
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Every tensor's shape."""
-        return self._shapes
-
-    def get(self, name: str) -> Tensor:
-        """One tensor, on the CPU."""
-        shape = self._shapes[name]
-        if name.endswith(_B):
-            return torch.zeros(shape)
-        digest = hashlib.sha256(f"{self._seed}/{name}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-        bound = 1 / math.sqrt(shape[1])
-        return (torch.rand(shape, generator=generator) * 2 - 1) * bound
+    return layer + A_ENDING, layer + B_ENDING
 
 
 def without_adapters(names: Iterable[str]) -> list[str]:

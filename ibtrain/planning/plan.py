@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ibtrain.config import Recipe, micro_batches_per_step, read_sharding
-from ibtrain.model.base import config_or_published
 from ibtrain.planning.devices import Device
 from ibtrain.planning.memory import Counts, Sharding
 from ibtrain.planning.rehearsal import Lengths, Operation, Rehearsal, build, rehearse
+from ibtrain.pretrained.base import config_or_published
 
 SHARDINGS = ("zero1", "zero2", "zero3")
 TYPICAL = Lengths(instruction=27, answer=16)

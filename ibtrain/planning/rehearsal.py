@@ -21,8 +21,7 @@ from transformers import InstructBlipConfig
 
 from ibtrain.batch import Batch
 from ibtrain.config import ModelSection
-from ibtrain.model.instructblip import InstructBlip
-from ibtrain.model.weights import set_trainable
+from ibtrain.model.instructblip import InstructBlip, set_trainable
 from ibtrain.planning.flops import flops_of
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}

@@ -24,6 +24,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ibtrain.distributed.ranks import alike_on_every_rank, on_rank_zero
+from ibtrain.files import read_json
 from ibtrain.run_directory import (
     OPTIMIZER,
     STATE,
@@ -31,11 +33,9 @@ from ibtrain.run_directory import (
     RunDirectoryError,
     prune_steps,
     publish_step,
-    read_json,
     verify_step,
 )
 from ibtrain.training.engine import Engine
-from ibtrain.training.ranks import alike_on_every_rank, on_rank_zero
 
 logger = logging.getLogger(__name__)
 

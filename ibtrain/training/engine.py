@@ -1,15 +1,11 @@
-"""DeepSpeed as the engine: processes, sharded construction, one optimizer step.
+"""DeepSpeed as the engine: sharded construction, one optimizer step.
 
 Only this file and checkpoint.py know DeepSpeed.
 """
 
-import atexit
 import contextlib
 import os
-import socket
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -29,70 +25,20 @@ from ibtrain.config import (
     read_sharding,
     sharding_file,
 )
+from ibtrain.distributed.ranks import Ranks
 from ibtrain.kernels import allow_triton
-from ibtrain.model.instructblip import InstructBlip
+from ibtrain.model.instructblip import InstructBlip, set_trainable
 from ibtrain.model.language import restore_frequencies
-from ibtrain.model.weights import TensorSource, set_trainable
+from ibtrain.pretrained.tensors import TensorSource
 from ibtrain.training.loading import fill_partitions, fill_replicas, memory_given_back
-from ibtrain.training.ranks import Ranks
+
+if not torch.cuda.is_available():
+    # It would compile an all-reduce for inference, which training never calls. That costs a minute,
+    # a compiler and 66 MB of /dev/shm per rank that nobody removes, and a kill during it leaves a
+    # lock file at which every later start waits for ever.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-
-
-def start_processes() -> Ranks:
-    """Joins the process group that the launcher prepared, or makes one of a single process.
-
-    Raises:
-        RecipeError: when several tasks were started without telling them who they are.
-    """
-    if "RANK" not in os.environ:
-        if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-            raise RecipeError(
-                f"{os.environ['SLURM_STEP_NUM_TASKS']} tasks were started by srun, but RANK and "
-                "WORLD_SIZE are not set, so each would train alone on everything; export RANK, "
-                "WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT in the task"
-            )
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-        os.environ.update(alone, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    # The deepspeed launcher sets LOCAL_SIZE only; Streaming reads LOCAL_WORLD_SIZE.
-    os.environ.setdefault("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1"))
-    ranks = Ranks(
-        rank=int(os.environ["RANK"]),
-        world=int(os.environ["WORLD_SIZE"]),
-        local_rank=int(os.environ.get("LOCAL_RANK", "0")),
-        local_world=int(os.environ["LOCAL_WORLD_SIZE"]),
-    )
-    if torch.cuda.is_available():
-        torch.cuda.set_device(ranks.local_rank)
-    else:
-        if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks.local_world))
-        # DeepSpeed would compile an operator for inference's all-reduce here, which training never
-        # calls. It costs a minute, a compiler and 66 MB of /dev/shm per rank that nobody removes,
-        # and a kill during it leaves a lock file at which every later start waits for ever.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(
-        dist_backend="nccl" if torch.cuda.is_available() else "gloo",
-        timeout=timedelta(minutes=30),
-        verbose=False,
-    )
-    atexit.register(_leave_processes)
-    return ranks
-
-
-def _leave_processes() -> None:
-    """Leaves gloo's threads the interpreter once more before it ends.
-
-    They drop the tensors of their last exchange a moment after it, and need the interpreter for
-    that. One that comes too late aborts the process ("terminate called without an active
-    exception"): one finished run in ten counted as failed (torch 2.13).
-    """
-    if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
-        torch.distributed.destroy_process_group()
-        time.sleep(0.2)
 
 
 def sharding_config(recipe: Recipe, world: int) -> dict[str, Any]:

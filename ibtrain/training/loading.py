@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ibtrain.distributed.ranks import Ranks
 from ibtrain.model.instructblip import InstructBlip
-from ibtrain.model.weights import TensorSource
-from ibtrain.training.ranks import Ranks
+from ibtrain.pretrained.tensors import TensorSource
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's mallopt(3)
 

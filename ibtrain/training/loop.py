@@ -5,46 +5,38 @@ import math
 import random
 import resource
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ibtrain import __version__
 from ibtrain.batch import Batch
-from ibtrain.config import Recipe, dump_recipe
-from ibtrain.data.loader import MixtureLoader, cache_directory
-from ibtrain.data.mixture import changes_not_accepted, changes_of_order, order_fingerprint
-from ibtrain.data.quarantine import BadDataError, Incident, Ledger
-from ibtrain.model.base import record_base
-from ibtrain.model.fingerprint import differences
-from ibtrain.run_directory import (
-    STATE,
-    RunDirectoryError,
-    RunLock,
-    checkpoints,
-    latest_step,
-    read_json,
-    set_aside_newer,
-    step_of,
-    whole_steps,
-    write_atomically,
-)
-from ibtrain.training.checkpoint import load_checkpoint, read_state, save_checkpoint
-from ibtrain.training.engine import Engine, start_processes
-from ibtrain.training.interruption import Interruption
-from ibtrain.training.ranks import (
+from ibtrain.config import Recipe
+from ibtrain.data.mixture.loader import MixtureLoader, cache_directory
+from ibtrain.data.mixture.quarantine import BadDataError, Incident, Ledger
+from ibtrain.data.mixture.shares import order_fingerprint
+from ibtrain.distributed.processes import start_processes
+from ibtrain.distributed.ranks import (
     alike_on_every_rank,
     on_every_rank,
     on_rank_zero,
     on_rank_zero_only,
 )
+from ibtrain.pretrained.base import record_base
+from ibtrain.run_directory import (
+    RunLock,
+)
+from ibtrain.training.checkpoint import load_checkpoint, save_checkpoint
+from ibtrain.training.engine import Engine
+from ibtrain.training.interruption import Interruption
 from ibtrain.training.request import Request
+from ibtrain.training.resume import find_resume
 from ibtrain.training.schedule import learning_rate
 from ibtrain.training.telemetry import Telemetry
+from ibtrain.training.window import Window
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +73,7 @@ def train(recipe: Recipe) -> TrainingResult:
             ranks,
             lambda: record_base(recipe.model, request.config, request.tokenizer, recipe.seed),
         )
-        resumed = on_rank_zero(ranks, lambda: _find_resume(recipe, order, base))
+        resumed = on_rank_zero(ranks, lambda: find_resume(recipe, order, base))
         run = _Run(request, order, base, resumed)
         try:
             return run.to_the_end()
@@ -90,95 +82,6 @@ def train(recipe: Recipe) -> TrainingResult:
     finally:
         if lock is not None:
             lock.release()
-
-
-def _find_resume(
-    recipe: Recipe, order: dict[str, Any], base: dict[str, str]
-) -> tuple[Path, int] | None:
-    """The verified step directory to go on from, and its step; None to begin at the beginning."""
-    directory = _step_to_go_on_from(recipe)
-    if directory is None:
-        write_atomically(recipe.output / "recipe.yaml", dump_recipe(recipe))
-        return None
-    state = read_state(directory)
-    _check_model(directory, state.get("recipe", {}).get("model", {}), recipe)
-    changed = differences(state.get("base", base), base)
-    if changed:
-        raise RunDirectoryError(
-            f"{directory} was trained on another base: its {' and '.join(changed)} differ from "
-            "what model names now; put the base back as it was, or start in a new output directory"
-        )
-    changes = changes_not_accepted(
-        changes_of_order(state["order"], order), recipe.checkpoint.accept_changed_data
-    )
-    if changes:
-        raise RunDirectoryError(
-            f"{directory} was trained on other data, so going on would repeat or skip samples:\n  "
-            + "\n  ".join(f"{key}: {change}" for key, change in changes.items())
-            + "\nput it back as it was, or accept it with checkpoint.accept_changed_data=true, or "
-            f"by name with checkpoint.accept_changed_data=[{','.join(changes)}]"
-        )
-    write_atomically(recipe.output / "recipe.yaml", dump_recipe(recipe))
-    if recipe.checkpoint.resume_from is not None:
-        set_aside_newer(recipe.output, directory)
-    return directory, state["step"]
-
-
-def _check_model(directory: Path, then: dict[str, Any], recipe: Recipe) -> None:
-    """Refuses to go on with other parts trained, or with adapters that compute something else."""
-    now = recipe.model.model_dump(mode="json")
-    pairs = {
-        f"model.{key}": (then[key], now[key])
-        for key in ("instruction_aware", "train_parts")
-        if key in then
-    }
-    if then.get("lora") and now["lora"]:
-        pairs |= {
-            f"model.lora.{key}": (then["lora"][key], now["lora"][key]) for key in ("rank", "alpha")
-        }
-    for key, (before, found) in pairs.items():
-        if before != found:
-            raise RunDirectoryError(
-                f"{directory} was trained with {key}={_written(before)}, and the recipe says "
-                f"{_written(found)}; set it as it was, or start in a new output directory"
-            )
-
-
-def _written(value: Any) -> str:
-    """A value as it stands in a recipe."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_written(inner)}" for key, inner in value.items()) + "}"
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _step_to_go_on_from(recipe: Recipe) -> Path | None:
-    """The step that `resume_from` names, else the latest.
-
-    Newer steps that this very recipe has trained since are not undone: a command with `resume_from`
-    that is interrupted and given again (a job that Slurm requeues) goes on.
-    """
-    named = recipe.checkpoint.resume_from
-    if named is None:
-        return latest_step(recipe.output)
-    directory = checkpoints(recipe.output) / named
-    if step_of(directory) is None or directory not in whole_steps(recipe.output):
-        there = ", ".join(step.name for step in whole_steps(recipe.output)) or "there is none"
-        raise RunDirectoryError(
-            f"checkpoint.resume_from names {named!r}, which is not a step directory in "
-            f"{checkpoints(recipe.output)} ({there})"
-        )
-    for later in reversed(whole_steps(recipe.output)):
-        if later == directory or _was_trained_by(recipe, later):
-            return later
-    return directory
-
-
-def _was_trained_by(recipe: Recipe, step: Path) -> bool:
-    try:
-        state = read_json(step / STATE, "choose another step")
-    except RunDirectoryError:
-        return False
-    return bool(state.get("recipe") == recipe.model_dump(mode="json"))
 
 
 class _Run:
@@ -212,7 +115,7 @@ class _Run:
             first_step=self.first_step,
         )
         self.ledger = Ledger(mixture, recipe.data.bad_shard_budget)
-        self.window = _Window(self.names, self.engine.device)
+        self.window = Window(self.names, self.engine.device)
         self.telemetry = on_rank_zero_only(ranks, lambda: Telemetry(recipe.output, self.first_step))
         self.interruption = Interruption()
         self._announce(resumed, [data.name for data in mixture.datasets if data.draws == 0])
@@ -362,70 +265,6 @@ class _Run:
         """Ends the processes that read data, and gives back signal handlers."""
         self.loader.close()
         self.interruption.restore()
-
-
-class _Window:
-    """Sums since the last report; only `close` talks to the other ranks."""
-
-    def __init__(self, names: list[str], device: torch.device) -> None:
-        self._index = {name: place for place, name in enumerate(names)}
-        self._device = device
-        self._reset()
-
-    def _reset(self) -> None:
-        # Per dataset: loss sum, answer tokens, samples.
-        self._sums = torch.zeros(len(self._index), 3, dtype=torch.float64, device=self._device)
-        self._seconds = 0.0
-        self._waited = 0.0
-        self._replaced = dict.fromkeys(self._index, 0)
-
-    def replaced(self, datasets: Iterable[str]) -> None:
-        """Counts draws of all ranks that were replaced, by dataset."""
-        for name in datasets:
-            self._replaced[name] += 1
-
-    def add(
-        self,
-        micro_batches: Sequence[Batch],
-        losses: Sequence[Tensor],
-        seconds: float,
-        waited: float,
-    ) -> None:
-        """Counts one step of this rank."""
-        for batch, loss_A in zip(micro_batches, losses, strict=True):
-            place_B = torch.tensor([self._index[name] for name in batch.datasets])
-            place_A = place_B[batch.answer_sample_A].to(self._device)
-            ones_A = torch.ones_like(loss_A, dtype=torch.float64)
-            self._sums[:, 0].index_add_(0, place_A, loss_A.double())
-            self._sums[:, 1].index_add_(0, place_A, ones_A)
-            ones_B = torch.ones(len(batch), dtype=torch.float64, device=self._device)
-            self._sums[:, 2].index_add_(0, place_B.to(self._device), ones_B)
-        self._seconds += seconds
-        self._waited += waited
-
-    def close(self, world: int) -> dict[str, Any]:
-        """Means over all ranks and steps since the last call, and begins anew."""
-        sums = self._sums
-        if world > 1:
-            torch.distributed.all_reduce(sums)
-        loss, tokens, samples = sums.sum(0).tolist()
-        values = {
-            "loss": loss / tokens,
-            "loss_by_dataset": {
-                name: sums[place, 0].item() / sums[place, 1].item()
-                for name, place in self._index.items()
-                if sums[place, 1] > 0
-            },
-            "samples_by_dataset": {
-                name: int(sums[place, 2].item()) for name, place in self._index.items()
-            },
-            "quarantined": self._replaced,
-            "samples_per_second": samples / self._seconds,
-            "answer_tokens_per_second": tokens / self._seconds,
-            "data_wait": self._waited / self._seconds,
-        }
-        self._reset()
-        return values
 
 
 @alike_on_every_rank()

@@ -6,19 +6,16 @@ from pathlib import Path
 from transformers import InstructBlipConfig
 
 from ibtrain.config import Recipe, RecipeError
-from ibtrain.data.loader import cache_directory
-from ibtrain.data.mixture import Mixture, resolve_mixture
-from ibtrain.data.tokenization import InstructionTokenizer
-from ibtrain.model.base import base_config, base_directory, base_sources
-from ibtrain.model.weights import (
-    SafetensorsSource,
-    TensorSource,
-    check_vocabularies,
-    choose_sources,
-)
+from ibtrain.data.mixture.loader import cache_directory
+from ibtrain.data.mixture.shares import Mixture, resolve_mixture
+from ibtrain.distributed.ranks import Ranks
+from ibtrain.pretrained.base import base_config, base_directory, base_sources
+from ibtrain.pretrained.configuration import check_vocabularies
+from ibtrain.pretrained.fit import choose_sources
+from ibtrain.pretrained.tensors import SafetensorsSource, TensorSource
 from ibtrain.run_directory import TRAINABLE
+from ibtrain.tokenization import InstructionTokenizer
 from ibtrain.training.engine import sharding_config
-from ibtrain.training.ranks import Ranks
 
 
 @dataclass(frozen=True)

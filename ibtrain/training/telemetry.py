@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ibtrain.run_directory import write_atomically
+from ibtrain.files import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -163,4 +163,4 @@ def _drop_lines_after(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
             continue  # the half line of a killed process
-    write_atomically(path, "".join(kept))
+    write_whole(path, "".join(kept))

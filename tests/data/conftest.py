@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from ibtrain.data.prepare import prepare
+from ibtrain.data.preparation.prepare import prepare
 from ibtrain.data.toy import write_toy
 
 

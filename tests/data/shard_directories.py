@@ -12,7 +12,7 @@ import zstd
 from PIL import Image
 
 from ibtrain.data.records import Answer, Record
-from ibtrain.data.shards import (
+from ibtrain.data.shards.records import (
     COLUMNS,
     COMPRESSION,
     HASHES,

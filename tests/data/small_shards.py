@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from ibtrain.data.records import Answer, Record
-from ibtrain.data.shards import COLUMNS, COMPRESSION, HASHES, record_to_columns
+from ibtrain.data.shards.records import COLUMNS, COMPRESSION, HASHES, record_to_columns
 
 
 def picture(color: tuple[int, int, int] = (200, 30, 40), size: tuple[int, int] = (12, 10)) -> bytes:

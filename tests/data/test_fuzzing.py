@@ -24,11 +24,11 @@ import zstd
 
 import ibtrain
 from ibtrain.data import catalog, instructions, readers
-from ibtrain.data.prepare import prepare
+from ibtrain.data.preparation.prepare import prepare
 from ibtrain.data.records import Example, Record
-from ibtrain.data.repair import repair
-from ibtrain.data.shards import COLUMNS, check_index, read_records
-from ibtrain.data.verify import verify
+from ibtrain.data.shards.records import COLUMNS, check_index, read_records
+from ibtrain.data.shards.repair import repair
+from ibtrain.data.shards.verify import verify
 from tests.data.mutations import Mutation, mutate
 from tests.data.readers.harness import FIXTURES, raw_directory
 from tests.data.shard_directories import (

@@ -10,9 +10,9 @@ import yaml
 
 from ibtrain import cli
 from ibtrain.data import catalog, readers
-from ibtrain.data.prepare import prepare
+from ibtrain.data.preparation.prepare import prepare
 from ibtrain.data.records import Answer, Record
-from ibtrain.data.shards import read_records
+from ibtrain.data.shards.records import read_records
 from tests.data.conftest import write_image
 from tests.data.readers.harness import instructions, jpeg, prepared
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from ibtrain.config import Recipe, load_recipe
-from ibtrain.data.prepare import prepare
+from ibtrain.data.preparation.prepare import prepare
 from ibtrain.data.toy import write_toy
 from tests.tiny import vocabularies, write_tiny_base
 

@@ -18,13 +18,15 @@ from safetensors.torch import load_file
 
 from ibtrain.batch import Batch
 from ibtrain.config import Recipe
-from ibtrain.data.collate import Sample
-from ibtrain.model.base import base_config, base_sources
-from ibtrain.model.instructblip import InstructBlip
-from ibtrain.model.weights import choose_sources, set_trainable
+from ibtrain.data.mixture.collate import Sample
+from ibtrain.distributed.processes import start_processes
+from ibtrain.distributed.ranks import Ranks
+from ibtrain.model.instructblip import InstructBlip, set_trainable
+from ibtrain.pretrained.base import base_config, base_sources
+from ibtrain.pretrained.fit import choose_sources
 from ibtrain.run_directory import TRAINABLE, latest_step
 from ibtrain.training.checkpoint import save_checkpoint
-from ibtrain.training.engine import Engine, Ranks, _decay_groups, start_processes
+from ibtrain.training.engine import Engine, _decay_groups
 from tests.distributed.jobs import eight_samples, micro_batches_of
 
 RATE = 2e-3

@@ -11,14 +11,15 @@ from safetensors.torch import save_file
 
 from ibtrain.cli import main
 from ibtrain.config import Recipe, load_recipe
-from ibtrain.data.collate import Sample, collate
-from ibtrain.data.loader import MixtureLoader, cache_directory
-from ibtrain.data.mixture import resolve_mixture
-from ibtrain.data.tokenization import InstructionTokenizer
-from ibtrain.model.base import base_config, base_directory, base_sources
-from ibtrain.model.weights import choose_sources
-from ibtrain.training.engine import Engine, start_processes
-from ibtrain.training.ranks import on_every_rank, on_rank_zero_only
+from ibtrain.data.mixture.collate import Sample, collate
+from ibtrain.data.mixture.loader import MixtureLoader, cache_directory
+from ibtrain.data.mixture.shares import resolve_mixture
+from ibtrain.distributed.processes import start_processes
+from ibtrain.distributed.ranks import on_every_rank, on_rank_zero_only
+from ibtrain.pretrained.base import base_config, base_directory, base_sources
+from ibtrain.pretrained.fit import choose_sources
+from ibtrain.tokenization import InstructionTokenizer
+from ibtrain.training.engine import Engine
 
 FIRST_MOMENT = 0.1  # exp_avg after the first step is (1 - beta1) times the gradient
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ibtrain.data.shards import read_records
+from ibtrain.data.shards.records import read_records
 from ibtrain.run_directory import latest_step, verify_step
 from tests.data.small_shards import write_shards
 from tests.distributed.conftest import Group, Zygote

@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
+from ibtrain.files import sha256_of
 from ibtrain.run_directory import (
     MANIFEST,
     STEP_FILES,
     checkpoints,
     latest_step,
-    sha256_of,
     step_of,
     verify_step,
     whole_steps,

@@ -10,7 +10,8 @@ import pytest
 from ibtrain.config import LoraSection
 from ibtrain.model.instructblip import part_of
 from ibtrain.model.lora import is_adapter
-from ibtrain.model.weights import parameter_shapes, read_config
+from ibtrain.pretrained.configuration import read_config
+from ibtrain.pretrained.fit import parameter_shapes
 from tests.distributed.conftest import ROOT, Zygote
 from tests.distributed.family_jobs import Case, plain_curve
 from tests.tiny import write_tiny_base

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from ibtrain.data.mixture import resolve_mixture
-from ibtrain.run_directory import checkpoints, latest_step, sha256_of, verify_step, whole_steps
+from ibtrain.data.mixture.shares import resolve_mixture
+from ibtrain.files import sha256_of
+from ibtrain.run_directory import checkpoints, latest_step, verify_step, whole_steps
 from tests.distributed.conftest import Zygote, tiny_recipe
 
 KILLS = ("start", "write", *("step", "step", "write", "step") * 2)

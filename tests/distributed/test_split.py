@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ibtrain.model.base import base_config, base_sources
 from ibtrain.model.instructblip import InstructBlip
+from ibtrain.pretrained.base import base_config, base_sources
 from tests.distributed.conftest import Zygote, tiny_recipe
 from tests.distributed.jobs import eight_samples, micro_batches_of
 

@@ -6,11 +6,11 @@ import pytest
 from streaming import MDSWriter
 
 from ibtrain.data.records import Answer, Record
-from ibtrain.data.shards import COLUMNS, COMPRESSION, HASHES, record_to_columns
+from ibtrain.data.shards.records import COLUMNS, COMPRESSION, HASHES, record_to_columns
 from ibtrain.evaluation import benchmarks
 from ibtrain.evaluation.benchmarks import decoding_settings, evaluate, with_shuffled_images
 from ibtrain.evaluation.run import evaluate_benchmarks, find_benchmarks
-from ibtrain.model.opening import open_model
+from ibtrain.pretrained.opening import open_model
 from tests.evaluation.pictures import encoded, noise
 from tests.tiny import write_tiny_base
 

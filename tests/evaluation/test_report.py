@@ -6,7 +6,8 @@ from PIL import Image
 
 from ibtrain.evaluation.benchmarks import BenchmarkResult, Prediction
 from ibtrain.evaluation.metrics import Accuracy
-from ibtrain.evaluation.report import picture, write_results
+from ibtrain.evaluation.report import write_results
+from ibtrain.evaluation.sheet import picture
 from tests.evaluation.pictures import encoded, noise
 
 

@@ -17,8 +17,8 @@ from ibtrain.export import huggingface, proof
 from ibtrain.export.huggingface import export_huggingface
 from ibtrain.export.proof import ExportError
 from ibtrain.model.language import ATTENTION_NAME
-from ibtrain.model.opening import open_model
-from ibtrain.model.weights import SINGLE_NAME
+from ibtrain.pretrained.opening import open_model
+from ibtrain.pretrained.tensors import SINGLE_NAME
 from tests.tiny import QUERY_TOKENS, weights_of, write_tiny_base
 from tests.tiny_run import write_tiny_run
 

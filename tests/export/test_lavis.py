@@ -6,9 +6,9 @@ import torch
 
 from ibtrain.export import export, proof
 from ibtrain.export.lavis import write_torch_file
-from ibtrain.model.finding import TRIMMED, find_model
-from ibtrain.model.opening import open_model
-from tests.model.released import lavis_state_dict, trimmed
+from ibtrain.pretrained.finding import TRIMMED, find_model
+from ibtrain.pretrained.opening import open_model
+from tests.pretrained.released import lavis_state_dict, trimmed
 from tests.tiny import write_tiny_base
 from tests.tiny_run import write_tiny_run
 

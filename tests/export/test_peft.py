@@ -11,9 +11,9 @@ from transformers import InstructBlipForConditionalGeneration
 
 from ibtrain.export import export, proof
 from ibtrain.export.proof import ExportError
-from ibtrain.model.adapters import read_adapter_settings
-from ibtrain.model.finding import find_model
-from ibtrain.model.weights import SINGLE_NAME
+from ibtrain.pretrained.finding import find_model
+from ibtrain.pretrained.peft import read_adapter_settings
+from ibtrain.pretrained.tensors import SINGLE_NAME
 from tests.tiny import weights_of, write_tiny_base
 from tests.tiny_run import write_tiny_run
 

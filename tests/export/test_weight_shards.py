@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ibtrain.export.weight_shards import write_weights
-from ibtrain.model.weights import INDEX_NAME, SINGLE_NAME, SafetensorsSource
+from ibtrain.pretrained.tensors import INDEX_NAME, SINGLE_NAME, SafetensorsSource
 
 TENSORS = {f"part.{index}": torch.full((10,), float(index)) for index in range(5)}  # 40 bytes each
 

@@ -9,8 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ibtrain.config import LoraSection
 from ibtrain.kernels import allow_triton
-from ibtrain.model.instructblip import InstructBlip
-from ibtrain.model.weights import set_trainable
+from ibtrain.model.instructblip import InstructBlip, set_trainable
 from tests.model.parity import FRAMES_AND_TEXT, MIXED, assert_same_gradients, draw_samples, pack
 from tests.tiny import tiny_config, tiny_model
 

@@ -8,7 +8,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import InstructBlipConfig
 
 from ibtrain.batch import Batch
-from ibtrain.data.collate import Sample, collate
+from ibtrain.data.mixture.collate import Sample, collate
 from tests.tiny import IdTokenizer
 
 

@@ -12,10 +12,10 @@ from transformers import (
 )
 
 from ibtrain.config import LoraSection
-from ibtrain.model.instructblip import InstructBlip, part_of
+from ibtrain.model.instructblip import InstructBlip, part_of, set_trainable
 from ibtrain.model.lora import is_adapter
-from ibtrain.model.published import published_config
-from ibtrain.model.weights import parameter_shapes, set_trainable
+from ibtrain.pretrained.fit import parameter_shapes
+from ibtrain.pretrained.published import published_config
 from tests.model.parity import (
     EQUAL,
     FRAMES_AND_TEXT,

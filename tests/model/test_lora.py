@@ -5,17 +5,11 @@ import torch
 from peft import get_peft_model, set_peft_model_state_dict
 
 from ibtrain.config import LoraSection, ModelSection, TrainParts
-from ibtrain.model.instructblip import InstructBlip
+from ibtrain.model.instructblip import InstructBlip, set_trainable
 from ibtrain.model.language import build_language_model
-from ibtrain.model.lora import (
-    AdapterSource,
-    adapter_names,
-    is_adapter,
-    merged_weight,
-    peft_config,
-    stored_name,
-)
-from ibtrain.model.weights import RandomSource, parameter_shapes, set_trainable
+from ibtrain.model.lora import adapter_names, is_adapter, merged_weight, peft_config, stored_name
+from ibtrain.pretrained.fit import parameter_shapes
+from ibtrain.pretrained.tensors import AdapterSource, RandomSource
 from tests.model.parity import MIXED, draw_samples, pack, pad, relative_error
 from tests.tiny import tiny_config, tiny_model, transformers_twin
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from ibtrain.config import Recipe, load_recipe
-from ibtrain.model.published import LANGUAGE_MODELS
 from ibtrain.planning.devices import device_named
 from ibtrain.planning.plan import Choice, Cluster, because, choose, make_plan
 from ibtrain.planning.rehearsal import Lengths
+from ibtrain.pretrained.published import LANGUAGE_MODELS
 from tests.tiny import tiny_architecture
 
 GB = 10**9

@@ -10,12 +10,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from ibtrain.batch import Batch
 from ibtrain.config import LoraSection, ModelSection
-from ibtrain.data.collate import Sample, collate
+from ibtrain.data.mixture.collate import Sample, collate
 from ibtrain.kernels import allow_triton
 from ibtrain.kernels.backends import ENVIRONMENT
 from ibtrain.kernels.triton_support import why_not_on
-from ibtrain.model.instructblip import InstructBlip
-from ibtrain.model.weights import set_trainable
+from ibtrain.model.instructblip import InstructBlip, set_trainable
 from ibtrain.planning.rehearsal import Lengths, build, equal_batch, rehearse
 from tests.tiny import IMAGE_SIZE, QUERY_TOKENS, IdTokenizer, tiny_config
 

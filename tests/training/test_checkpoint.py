@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from ibtrain.distributed.ranks import Ranks
 from ibtrain.run_directory import latest_step, verify_step, whole_steps
 from ibtrain.training import checkpoint
 from ibtrain.training.checkpoint import save_checkpoint
-from ibtrain.training.ranks import Ranks
 
 
 @pytest.fixture

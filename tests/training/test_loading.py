@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ibtrain.model.weights import parameter_shapes
+from ibtrain.pretrained.fit import parameter_shapes
 from ibtrain.training.loading import _copy_slice
 from tools import bench_load
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ibtrain.run_directory import RunDirectoryError
-from ibtrain.training.loop import _check_model
+from ibtrain.training.resume import _check_model
 from tests.tiny_run import tiny_recipe
 
 LORA = {"rank": 4, "alpha": 8, "targets": ["q_proj"]}

@@ -25,8 +25,8 @@ from gpu_parts.sheet import Job, Sheet, card
 from ibtrain.batch import Batch
 from ibtrain.config import Recipe, load_recipe
 from ibtrain.model.instructblip import part_of
-from ibtrain.model.published import LANGUAGE_MODELS, published_config
-from ibtrain.model.weights import parameter_shapes
+from ibtrain.pretrained.fit import parameter_shapes
+from ibtrain.pretrained.published import LANGUAGE_MODELS, published_config
 
 assert ibtrain.torchvision_mend
 
@@ -115,7 +115,8 @@ class _DeviceWeights:
 
 
 def _ours(job: Job, sheet: Sheet, name: str, sharding: str) -> None:
-    from ibtrain.training.engine import Engine, start_processes
+    from ibtrain.distributed.processes import start_processes
+    from ibtrain.training.engine import Engine
 
     config = config_of(name, job.rehearse)
     lengths = batches_of(job.rehearse)

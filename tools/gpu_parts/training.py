@@ -23,7 +23,8 @@ import yaml
 
 from gpu_parts.sheet import Job, Sheet, card
 from gpu_parts.world import DATASETS, make_world
-from ibtrain.run_directory import latest_step, sha256_of, verify_step
+from ibtrain.files import sha256_of
+from ibtrain.run_directory import latest_step, verify_step
 
 STEPS, EVERY, KILLED_AFTER = 40, 16, 20
 REHEARSED_STEPS, REHEARSED_EVERY, REHEARSED_KILL = 6, 2, 3

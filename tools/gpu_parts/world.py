@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ibtrain.data.prepare import prepare
+from ibtrain.data.preparation.prepare import prepare
 from ibtrain.data.toy import PLACES, write_toy
 
 DATASETS = ("coco_caption", "vqav2", "ocr_vqa", "llava_conversation")

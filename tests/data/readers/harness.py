@@ -13,9 +13,9 @@ from PIL import Image
 
 from ibtrain.data.images import reencode
 from ibtrain.data.instructions import templates
-from ibtrain.data.prepare import prepare
+from ibtrain.data.preparation.prepare import prepare
 from ibtrain.data.records import Record
-from ibtrain.data.shards import read_records
+from ibtrain.data.shards.records import read_records
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 

@@ -6,8 +6,8 @@ import pytest
 
 from ibtrain.config import load_recipe
 from ibtrain.data import catalog
-from ibtrain.data.prepare import prepare
-from ibtrain.data.shards import read_records
+from ibtrain.data.preparation.prepare import prepare
+from ibtrain.data.shards.records import read_records
 from ibtrain.data.toy import PLACES
 from ibtrain.data.toy.world import WORDS
 

@@ -1,0 +1,63 @@
+"""The command line: verbs that parse, call and print.
+
+Human text goes to stdout, progress and warnings to stderr; with --json stdout is one JSON document.
+Exit codes: 0 success, 1 the job failed, 2 the request was wrong, 3 interrupted after a saved
+checkpoint.
+"""
+
+import argparse
+import logging
+from collections.abc import Sequence
+
+from ibtrain.cli.data import add_data
+from ibtrain.cli.models import add_ask, add_evaluate, add_export
+from ibtrain.cli.runs import add_check, add_plan, add_recipes, add_train
+from ibtrain.cli.saying import FAILED, WRONG_REQUEST, complain, rank, show_messages
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns its exit code."""
+    parsed = _parse(arguments)
+    show_messages(logging.INFO if rank() == 0 and not parsed.json else logging.WARNING)
+    try:
+        return int(parsed.run(parsed))
+    except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+        complain(error)
+        return WRONG_REQUEST
+    except (RuntimeError, OSError) as error:
+        complain(error)
+        return FAILED
+    except KeyboardInterrupt:
+        complain("stopped" + " before a checkpoint was saved" * (parsed.verb == "train"))
+        return FAILED
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The parsed command; `key=value` may stand before options and after them."""
+    parser = _parser()
+    parsed, others = parser.parse_known_args(arguments)
+    overrides = [other for other in others if "=" in other and not other.startswith("-")]
+    if len(overrides) < len(others) or (others and "overrides" not in parsed):
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    if overrides:
+        parsed.overrides = [*parsed.overrides, *overrides]
+    return parsed
+
+
+def _parser() -> argparse.ArgumentParser:
+    from ibtrain import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="ibtrain", description="Instruction-tune InstructBLIP: data, training, evaluation."
+    )
+    parser.add_argument("--version", action="version", version=f"ibtrain {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    add_recipes(verbs)
+    add_check(verbs)
+    add_data(verbs)
+    add_plan(verbs)
+    add_train(verbs)
+    add_ask(verbs)
+    add_evaluate(verbs)
+    add_export(verbs)
+    return parser

@@ -1,0 +1,120 @@
+"""`ibtrain recipes`, `check`, `plan` and `train`."""
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ibtrain.cli.saying import FAILED, INTERRUPTED, SUCCESS, rank, say, verb_of
+
+
+def add_recipes(verbs: Any) -> None:
+    """Adds the verb `recipes`."""
+    verb = verb_of(verbs, "recipes", _recipes, "list, print or copy the shipped recipes")
+    verb.add_argument("action", nargs="?", choices=["show", "cp"])
+    verb.add_argument("name", nargs="?", metavar="NAME")
+    verb.add_argument("file", nargs="?", type=Path, metavar="FILE")
+
+
+def _recipes(parsed: argparse.Namespace) -> int:
+    from ibtrain.config import recipe_path, shipped_recipes
+
+    if parsed.action is None:
+        names = list(shipped_recipes())
+        return say(parsed, {"recipes": names}, "\n".join(names))
+    if parsed.name is None or (parsed.action == "cp") != (parsed.file is not None):
+        raise ValueError("usage: ibtrain recipes [show NAME | cp NAME FILE]")
+    path = recipe_path(parsed.name)
+    if parsed.action == "show":
+        return say(parsed, {"name": parsed.name, "yaml": path.read_text()}, path.read_text())
+    if parsed.file.exists():
+        raise FileExistsError(f"{parsed.file} exists; name a new file or remove it")
+    shutil.copyfile(path, parsed.file)
+    return say(parsed, {"file": str(parsed.file)}, f"copied to {parsed.file}")
+
+
+def add_check(verbs: Any) -> None:
+    """Adds the verb `check`."""
+    verb = verb_of(verbs, "check", _check, "what this machine has and lacks, and for a recipe")
+    verb.add_argument("recipe", nargs="?", metavar="RECIPE")
+    verb.add_argument("overrides", nargs="*", metavar="key=value")
+
+
+def _check(parsed: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from ibtrain.check.check import check, table
+    from ibtrain.config import load_recipe
+
+    recipe = None if parsed.recipe is None else load_recipe(parsed.recipe, parsed.overrides)
+    findings = check(recipe)
+    well = all(finding.status != "MISS" for finding in findings)
+    document = {"findings": [asdict(finding) for finding in findings], "ok": well}
+    say(parsed, document, table(findings, shutil.get_terminal_size().columns))
+    return SUCCESS if well else FAILED
+
+
+def add_plan(verbs: Any) -> None:
+    """Adds the verb `plan`."""
+    verb = verb_of(verbs, "plan", _plan, "memory, time, MFU and traffic of each sharding choice")
+    verb.add_argument("recipe", metavar="RECIPE")
+    verb.add_argument("overrides", nargs="*", metavar="key=value")
+    verb.add_argument("--nodes", type=int, default=1, metavar="N")
+    verb.add_argument("--gpus-per-node", type=int, default=8, metavar="G")
+    verb.add_argument("--gpu", required=True, metavar="NAME", help="h100, a100-40g, ...")
+    verb.add_argument(
+        "--network",
+        type=float,
+        metavar="GB/S",
+        help="into a node, all its adapters together (default: as usual for the GPU)",
+    )
+    verb.add_argument(
+        "--instruction-tokens", type=int, metavar="N", help="of a typical sample (default 27)"
+    )
+    verb.add_argument(
+        "--answer-tokens", type=int, metavar="N", help="of a typical sample (default 16)"
+    )
+
+
+def _plan(parsed: argparse.Namespace) -> int:
+    from dataclasses import asdict, replace
+
+    import ibtrain.torchvision_mend  # before transformers' own models are imported
+    from ibtrain.config import load_recipe
+    from ibtrain.planning.devices import device_named
+    from ibtrain.planning.plan import TYPICAL, Cluster, make_plan
+    from ibtrain.planning.report import describe
+
+    assert ibtrain.torchvision_mend
+    recipe = load_recipe(parsed.recipe, parsed.overrides)
+    network = None if parsed.network is None else 1e9 * parsed.network
+    cluster = Cluster(parsed.nodes, parsed.gpus_per_node, device_named(parsed.gpu), network)
+    given = {"instruction": parsed.instruction_tokens, "answer": parsed.answer_tokens}
+    typical = replace(TYPICAL, **{key: value for key, value in given.items() if value is not None})
+    plan = make_plan(recipe, cluster, typical)
+    say(parsed, asdict(plan), describe(plan))
+    return SUCCESS if plan.chosen else FAILED
+
+
+def add_train(verbs: Any) -> None:
+    """Adds the verb `train`."""
+    verb = verb_of(verbs, "train", _train, "train a recipe, from the beginning or where it stopped")
+    verb.add_argument("recipe", metavar="RECIPE")
+    verb.add_argument("overrides", nargs="*", metavar="key=value")
+
+
+def _train(parsed: argparse.Namespace) -> int:
+    from ibtrain.config import load_recipe
+
+    recipe = load_recipe(parsed.recipe, parsed.overrides)
+    from ibtrain.training.loop import train
+
+    result = train(recipe)
+    if rank() == 0:
+        state = "interrupted after" if result.interrupted else "done:"
+        say(
+            parsed,
+            {"run": str(result.run), "step": result.step, "interrupted": result.interrupted},
+            f"{state} step {result.step}, run directory {result.run}",
+        )
+    return INTERRUPTED if result.interrupted else SUCCESS

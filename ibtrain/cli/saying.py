@@ -1,0 +1,55 @@
+"""What every verb says: its answer for people or as JSON, its messages, its exit code."""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from typing import Any
+
+SUCCESS, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 3
+"""Exit codes."""
+
+
+def show_messages(level: int) -> None:
+    """Our own messages to stderr, whatever the libraries have done to the root logger."""
+    logger = logging.getLogger("ibtrain")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.handlers = [handler]
+    logger.propagate = False
+    logger.setLevel(level)
+
+
+def rank() -> int:
+    """This process' among those that a launcher started."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def complain(error: BaseException | str) -> None:
+    """An error, to stderr; what all ranks found alike rank 0 tells alone."""
+    if rank() and isinstance(error, BaseException) and _told_by_rank_zero(error):
+        return
+    where = f"[rank {rank()}] " if rank() else ""
+    print(f"{where}ibtrain: {error}", file=sys.stderr)
+
+
+def _told_by_rank_zero(error: BaseException) -> bool:
+    # The other ranks of a training have loaded it.
+    from ibtrain.distributed.ranks import is_shared
+
+    return is_shared(error)
+
+
+def say(parsed: argparse.Namespace, document: Any, text: str) -> int:
+    """Prints the JSON document or the text for people."""
+    print(json.dumps(document, indent=2) if parsed.json else text)
+    return SUCCESS
+
+
+def verb_of(verbs: Any, name: str, run: Any, help_text: str) -> argparse.ArgumentParser:
+    """A verb that `run` does, with the option that all have."""
+    verb: argparse.ArgumentParser = verbs.add_parser(name, help=help_text, description=help_text)
+    verb.add_argument("--json", action="store_true", help="print one JSON document")
+    verb.set_defaults(run=run)
+    return verb

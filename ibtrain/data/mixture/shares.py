@@ -1,0 +1,313 @@
+"""The balanced mixture: prepared datasets drawn together, in an order that the recipe determines.
+
+p_d is proportional to sqrt(size_d) times a named factor (paper, section 2.4). A dataset is one part
+of the mixture, or one part per form of its records where the recipe weighs forms. order.py says
+which sample of which part comes when, loader.py reads it.
+"""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ibtrain.config import DataSection, MixtureEntry, Recipe
+from ibtrain.data.mixture.order import ORDER_VERSION, OrderPart, canonical_nodes, largest_remainder
+from ibtrain.data.mixture.shard_cache import ShardCache, remote_index_directory
+from ibtrain.data.shards.records import ShardIndex, check_index, fingerprint, read_index
+from ibtrain.data.shards.remote import local_directory
+
+_BALANCE = {"sqrt": 0.5, "proportional": 1.0, "uniform": 0.0}
+
+
+@dataclass(frozen=True)
+class MixedPart:
+    """Samples of a dataset that are drawn alike: all of them, or those of one form.
+
+    `members` gives the samples' numbers in the dataset in rising order, None for all of them;
+    `draws` is how many an epoch has.
+    """
+
+    name: str
+    form: str | None
+    members: npt.NDArray[np.uint32] | None
+    shard_samples: npt.NDArray[np.int64]
+    weight: float
+    draws: int
+
+    @property
+    def size(self) -> int:
+        """Samples of the part."""
+        return int(self.shard_samples.sum())
+
+
+@dataclass(frozen=True)
+class MixedDataset:
+    """One dataset of a mixture with its resolved share.
+
+    `samples_per_epoch` is what its share asks for, `draws` what an epoch has: within 1 of it, or
+    within one global batch where whole batches are drawn.
+    """
+
+    name: str
+    place: str
+    index: ShardIndex
+    size: int
+    weight: float
+    share: float
+    samples_per_epoch: float
+    draws: int
+    parts: tuple[MixedPart, ...]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A resolved mixture: the datasets, and how many samples an epoch draws."""
+
+    datasets: tuple[MixedDataset, ...]
+    epoch_samples: int
+    global_batch: int
+    draw: Literal["sample", "batch"]
+
+    def parts(self) -> list[tuple[int, MixedPart]]:
+        """Every part, with the position of its dataset; the order counts parts so."""
+        return [
+            (position, part)
+            for position, dataset in enumerate(self.datasets)
+            for part in dataset.parts
+        ]
+
+    def order_parts(self) -> list[OrderPart]:
+        """The parts as the order takes them."""
+        return [OrderPart(part.name, part.shard_samples, part.draws) for _, part in self.parts()]
+
+
+def resolve_mixture(data: DataSection, global_batch: int, cache: Path | None = None) -> Mixture:
+    """Sizes, weights and shares; an epoch is a whole number of global batches.
+
+    Indexes are checked, and the sizes of the files that they name. Shards are opened only for a
+    dataset whose forms are weighed.
+
+    Args:
+        data: the recipe's section.
+        global_batch: samples of a step.
+        cache: where indexes of object stores and unpacked shards are put; by default data.cache,
+            and without that a directory that is removed again.
+
+    Raises:
+        ValueError: when a dataset is missing or its index is not safe to read, when a form that is
+            weighed is not in it, or when an epoch is smaller than one global batch.
+        OSError: when the cache cannot be written.
+    """
+    with _kept_or_temporary(cache or data.cache) as directory:
+        indexes = [_open_index(entry.path, directory) for entry in data.mixture]
+        divided = [
+            _divided(entry, index, data.balance, directory)
+            for entry, index in zip(data.mixture, indexes, strict=True)
+        ]
+    weights = [sum(part.weight for part in parts) for parts in divided]
+    total = sum(index.samples for index in indexes)
+    asked = data.epoch_samples or total
+    steps = asked // global_batch
+    if steps == 0:
+        raise ValueError(
+            f"an epoch of {asked} samples is smaller than one global batch of {global_batch}: "
+            "raise data.epoch_samples or lower training.global_batch"
+        )
+    unit = global_batch if data.draw == "batch" else 1
+    draws = _draws(steps * global_batch // unit, unit, data.mixture, divided)
+    datasets = tuple(
+        MixedDataset(
+            name=entry.dataset,
+            place=entry.path,
+            index=index,
+            size=index.samples,
+            weight=weight,
+            share=weight / sum(weights),
+            samples_per_epoch=steps * global_batch * weight / sum(weights),
+            draws=sum(part.draws for part in parts),
+            parts=parts,
+        )
+        for entry, index, weight, parts in zip(data.mixture, indexes, weights, draws, strict=True)
+    )
+    return Mixture(datasets, steps * global_batch, global_batch, data.draw)
+
+
+@contextmanager
+def _kept_or_temporary(cache: Path | None) -> Iterator[Path]:
+    if cache is not None:
+        yield cache
+        return
+    with tempfile.TemporaryDirectory(prefix="ibtrain-") as directory:
+        yield Path(directory)
+
+
+def _open_index(place: str, cache: Path) -> ShardIndex:
+    directory = local_directory(place)
+    if directory is not None:
+        return check_index(directory)
+    return read_index(remote_index_directory(place, cache))
+
+
+@dataclass(frozen=True)
+class _Form:
+    """The samples of one form, or all of them."""
+
+    name: str | None
+    factor: float
+    members: npt.NDArray[np.uint32] | None
+    shard_samples: npt.NDArray[np.int64]
+
+
+def _divided(
+    entry: MixtureEntry, index: ShardIndex, balance: str, cache: Path
+) -> tuple[MixedPart, ...]:
+    """The parts of a dataset; a form has its part of the dataset's weight, times its factor."""
+    if entry.forms:
+        forms = _forms(entry, index, cache)
+    else:
+        whole = np.array([shard.samples for shard in index.shards], np.int64)
+        forms = [_Form(None, 1.0, None, whole)]
+    weight = index.samples ** _BALANCE[balance] * entry.factor
+    return tuple(
+        MixedPart(
+            name=entry.dataset if form.name is None else f"{entry.dataset}/{form.name}",
+            form=form.name,
+            members=form.members,
+            shard_samples=form.shard_samples,
+            weight=weight * form.factor * int(form.shard_samples.sum()) / index.samples,
+            draws=0,
+        )
+        for form in forms
+    )
+
+
+def _forms(entry: MixtureEntry, index: ShardIndex, cache: Path) -> list[_Form]:
+    """The forms of a dataset's records, found by reading that one column of every record."""
+    shards = ShardCache(entry.dataset, entry.path, index, cache)
+    numbers: dict[str, list[int]] = {}
+    first = 0
+    ends = []
+    for position in range(len(index.shards)):
+        try:
+            shard = shards.open(position)
+            for number in range(len(shard)):
+                numbers.setdefault(shard.text(number, "form"), []).append(first + number)
+        except ValueError as error:
+            raise ValueError(
+                f"the forms of {entry.dataset} cannot be told apart: {error}; repair it with "
+                f"`ibtrain data verify {entry.path} --repair-from DIR_OR_URL`"
+            ) from error
+        shards.forget(position)
+        first += len(shard)
+        ends.append(first)
+    missing = sorted(set(entry.forms) - set(numbers))
+    if missing:
+        raise ValueError(
+            f"data.mixture weighs the form {missing[0]!r} of {entry.dataset}, of which "
+            f"{entry.path} holds no record; it holds {', '.join(sorted(numbers))}"
+        )
+    forms = []
+    for name in sorted(numbers):
+        factor = entry.forms.get(name, 1.0)
+        if factor:
+            members = np.array(numbers[name], np.uint32)
+            in_shards = np.diff(np.searchsorted(members, [0, *ends]))
+            forms.append(_Form(name, factor, members, in_shards.astype(np.int64)))
+    if not forms:
+        raise ValueError(
+            f"data.mixture leaves every form of {entry.dataset} out; remove the dataset instead"
+        )
+    return forms
+
+
+def _draws(
+    units: int,
+    unit: int,
+    entries: Sequence[MixtureEntry],
+    divided: Sequence[tuple[MixedPart, ...]],
+) -> list[tuple[MixedPart, ...]]:
+    """The parts with their draws: units go to the datasets first, then to a dataset's parts."""
+    names = [entry.dataset for entry in entries]
+    of_datasets = largest_remainder(
+        units, [sum(part.weight for part in parts) for parts in divided], names
+    )
+    return [
+        tuple(
+            replace(part, draws=count * unit)
+            for part, count in zip(
+                parts,
+                largest_remainder(
+                    given, [part.weight for part in parts], [part.name for part in parts]
+                ),
+                strict=True,
+            )
+        )
+        for parts, given in zip(divided, of_datasets, strict=True)
+    ]
+
+
+def order_fingerprint(recipe: Recipe, mixture: Mixture) -> dict[str, Any]:
+    """Everything that determines which sample comes at which step, as plain JSON values."""
+    return {
+        "version": ORDER_VERSION,
+        "seed": recipe.seed,
+        "global_batch": mixture.global_batch,
+        "epoch_samples": mixture.epoch_samples,
+        "canonical_nodes": canonical_nodes(mixture.global_batch),
+        "draw": mixture.draw,
+        "prompts": recipe.data.prompts,
+        "augmentation": recipe.data.augmentation,
+        "image_size": recipe.data.image_size,
+        "datasets": {
+            dataset.name: {
+                "share": dataset.share,
+                "samples": dataset.size,
+                "shards": fingerprint(dataset.index),
+                "draws": {part.form or "all": part.draws for part in dataset.parts},
+            }
+            for dataset in mixture.datasets
+        },
+    }
+
+
+def changes_of_order(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
+    """What differs between two fingerprints: dotted key to "was X, is Y"; empty where nothing
+    does.
+    """
+    old, new = _flat(before), _flat(now)
+    changes = {}
+    for key in sorted(set(old) | set(new)):
+        if key not in old:
+            changes[key] = f"is new ({new[key]})"
+        elif key not in new:
+            changes[key] = f"is gone (was {old[key]})"
+        elif old[key] != new[key]:
+            changes[key] = f"was {old[key]}, is {new[key]}"
+    return changes
+
+
+def changes_not_accepted(changes: dict[str, str], accepted: bool | Sequence[str]) -> dict[str, str]:
+    """The changes that are not covered by `accepted`: all of them, or keys and what begins so
+    ("datasets.vqav2" stands for its share, samples, shards and draws).
+    """
+    if isinstance(accepted, bool):
+        return {} if accepted else changes
+    return {
+        key: change
+        for key, change in changes.items()
+        if not any(key == name or key.startswith(f"{name}.") for name in accepted)
+    }
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= (
+            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
+    return flat

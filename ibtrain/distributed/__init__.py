@@ -1,0 +1,1 @@
+"""The processes of a run: who is who, and what one tells the others."""

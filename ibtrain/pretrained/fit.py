@@ -1,0 +1,112 @@
+"""Whether weights and a model belong together: which source each parameter is read from."""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import InstructBlipConfig
+
+from ibtrain.config import LoraSection
+from ibtrain.model.instructblip import InstructBlip
+from ibtrain.model.lora import is_adapter
+from ibtrain.pretrained.census import describe_missing
+from ibtrain.pretrained.configuration import UNUSABLE
+from ibtrain.pretrained.tensors import SURPLUS, TensorSource
+
+
+def parameter_shapes(
+    config: InstructBlipConfig, instruction_aware: bool = True, lora: LoraSection | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all parameters, from a model on the meta device.
+
+    Raises:
+        ValueError: when no model can be built of the configuration, or adapters do not fit it.
+    """
+    try:
+        _check_heads(config)
+        with torch.device("meta"):
+            model = InstructBlip(config, instruction_aware, lora)
+    except ValueError:
+        raise
+    except UNUSABLE as error:
+        where = f"{config.name_or_path}/config.json" if config.name_or_path else "the given sizes"
+        raise ValueError(
+            f"no model can be built of {where}: {type(error).__name__}, {error}; correct the "
+            "value, or take the configuration that belongs to the weights"
+        ) from error
+    return {name: tuple(parameter.shape) for name, parameter in model.weights()}
+
+
+def _check_heads(config: InstructBlipConfig) -> None:
+    for key in ("vision_config", "qformer_config"):
+        heads, width = getattr(config, key).num_attention_heads, getattr(config, key).hidden_size
+        if heads < 1 or width % heads:
+            raise ValueError(
+                f"{key}.num_attention_heads is {heads}, which does not divide {key}.hidden_size "
+                f"({width}); take the configuration that belongs to the weights"
+            )
+
+
+def choose_sources(
+    config: InstructBlipConfig,
+    instruction_aware: bool,
+    sources: Sequence[TensorSource],
+    lora: LoraSection | None = None,
+) -> dict[str, TensorSource]:
+    """For each parameter the last source that has it, with every shape checked.
+
+    Raises:
+        ValueError: when a parameter is in no source (it would silently stay random), a source
+            holds a tensor that the model does not know, or a shape differs.
+    """
+    wanted = parameter_shapes(config, instruction_aware, lora)
+    # The ablation takes the same base and leaves the Q-Former's text weights out.
+    known = wanted if instruction_aware else parameter_shapes(config, True, lora)
+    chosen: dict[str, TensorSource] = {}
+    for source in sources:
+        unknown = sorted(n for n in set(source.shapes()) - set(known) if not SURPLUS.match(n))
+        if unknown:
+            raise ValueError(
+                f"{source.description} holds {len(unknown)} tensors that an InstructBLIP of this "
+                f"configuration does not have, the first is {_as_stored(source, unknown[0])!r}; "
+                f"{_why_unknown(unknown[0])}"
+            )
+        for name, shape in source.shapes().items():
+            if name not in wanted:
+                continue
+            if tuple(shape) != wanted[name]:
+                raise ValueError(
+                    f"{source.description}: {name} is {list(shape)}, the configuration wants "
+                    f"{list(wanted[name])}; {_why_shapes_differ(name, shape, wanted[name])}"
+                )
+            chosen[name] = source
+    missing = sorted(set(wanted) - set(chosen))
+    if missing:
+        described = ", ".join(source.description for source in sources)
+        raise ValueError(
+            f"{len(missing)} parameters are in none of the given weights ({described}) and would "
+            f"stay random, the first is {missing[0]!r}: {describe_missing(missing, chosen)}"
+        )
+    return chosen
+
+
+def _as_stored(source: TensorSource, name: str) -> str:
+    """A tensor's name in its file, where the source gives it another."""
+    stored: str = getattr(source, "stored_name", str)(name)
+    return stored
+
+
+def _why_unknown(name: str) -> str:
+    if is_adapter(name):
+        return "are lora.targets those that it was trained with?"
+    return "is config.json its own?"
+
+
+def _why_shapes_differ(name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> str:
+    if is_adapter(name):
+        return "adapters and their settings (rank, targets) do not belong together"
+    if name.startswith("language_projection.") and found[0] != wanted[0]:
+        return (
+            f"they were trained with a language model of width {found[0]}, and this one's is "
+            f"{wanted[0]}"
+        )
+    return "weights and config.json do not belong together"
