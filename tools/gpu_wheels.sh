@@ -25,8 +25,9 @@ WHEELS=(
     typing-inspection==0.4.5
     simplejpeg==1.9.0
     xxhash==4.1.0
-    zstd==1.5.6.1 # 1.5.7 was withdrawn: not safe with threads
+    zstandard==0.25.0
     mosaicml-streaming==0.13.0
+    zstd==1.5.6.1 # streaming imports it; 1.5.7 was withdrawn, for it is not safe with threads
     # What DeepSpeed and peft import, where torch's and transformers' own needs are all there is.
     accelerate==1.15.0
     einops==0.8.2

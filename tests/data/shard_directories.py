@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
-import zstd
+import zstandard
 from PIL import Image
 
 from ibtrain.data.records import Answer, Record
@@ -110,7 +110,7 @@ def replace_raw(directory: Path, raw: bytes, shard: int = 0) -> None:
 
     content = json.loads((directory / "index.json").read_text())
     compressed = content["shards"][shard]["zip_data"] is not None
-    replace_stored(directory, zstd.compress(raw) if compressed else raw, shard)
+    replace_stored(directory, zstandard.compress(raw) if compressed else raw, shard)
     change_json(directory / "index.json", edit)
 
 

@@ -20,7 +20,7 @@ from random import Random
 
 import pytest
 import yaml
-import zstd
+import zstandard
 
 import ibtrain
 from ibtrain.data import catalog, instructions, readers
@@ -295,7 +295,7 @@ def test_damaged_shards(watch: Watch, tmp_path: Path, shard_directories: list[Pa
         path = random.choice(sorted(directory.glob("shard.*")))
         number = int(path.name.split(".")[1])
         stored = path.read_bytes()
-        raw = zstd.decompress(stored) if path.suffix == ".zstd" else stored
+        raw = zstandard.decompress(stored) if path.suffix == ".zstd" else stored
         way = random.randrange(4)
         if way == 0:  # the file alone
             mutation = mutate(stored, ".mds", random)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import xxhash
-import zstd  # type: ignore[import-not-found, import-untyped, unused-ignore]
+import zstandard
 
 from ibtrain.data.shards.records import COLUMNS, COMPRESSION, HASHES
 
@@ -75,7 +75,7 @@ class ShardWriter:
         offsets = begin + np.concatenate([[0], np.cumsum(sizes)])
         head = struct.pack("<I", len(sizes)) + offsets.astype("<u4").tobytes() + self._header
         raw = head + b"".join(self._samples)
-        stored: bytes = zstd.compress(raw, _LEVEL)
+        stored = zstandard.ZstdCompressor(level=_LEVEL).compress(raw)
         name = f"shard.{len(self.entries):05}.mds"
         (self._directory / f"{name}.zstd").write_bytes(stored)
         self.entries.append(

@@ -137,11 +137,11 @@ def test_every_image_is_decoded(tmp_path: Path):
 
 
 def test_a_record_that_does_not_decode_is_named_beside_the_good_ones(copied: Path):
-    import zstd
+    import zstandard
 
     from tests.data.shard_directories import replace_raw
 
-    raw = zstd.decompress((copied / FIRST).read_bytes())
+    raw = zstandard.decompress((copied / FIRST).read_bytes())
     replace_raw(copied, raw.replace(b'"weight": 6.0', b'"weight": -1.', 1))
     write_card(copied)
     (problem,) = problems(copied)
