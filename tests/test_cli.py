@@ -1,10 +1,11 @@
 """The command line as a contract: exit codes, the JSON documents, and errors for people."""
 
 import json
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,13 @@ def test_version(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["--version"])
     assert ended.value.code == 0
-    assert capsys.readouterr().out == f"ibtrain {__version__}\n"
+    first, python, *libraries = capsys.readouterr().out.splitlines()
+    assert first == f"ibtrain {__version__}"
+    assert python == f"Python {platform.python_version()}"
+    assert [line.split()[0] for line in libraries] == [
+        *("torch", "triton", "deepspeed", "transformers", "peft", "mosaicml-streaming", "numpy")
+    ]
+    assert f"torch {version('torch')}" in libraries
 
 
 def test_module_and_command_are_the_same_program(document):

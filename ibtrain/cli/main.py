@@ -6,8 +6,11 @@ checkpoint.
 """
 
 import argparse
+import contextlib
 import logging
+import platform
 from collections.abc import Sequence
+from typing import Any
 
 from ibtrain.cli.data import add_data
 from ibtrain.cli.models import add_ask, add_evaluate, add_export
@@ -45,12 +48,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from ibtrain import __version__
-
     parser = argparse.ArgumentParser(
         prog="ibtrain", description="Instruction-tune InstructBLIP: data, training, evaluation."
     )
-    parser.add_argument("--version", action="version", version=f"ibtrain {__version__}")
+    parser.add_argument("--version", action=_Versions, nargs=0, help="of ibtrain and its libraries")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     add_recipes(verbs)
     add_check(verbs)
@@ -61,3 +62,29 @@ def _parser() -> argparse.ArgumentParser:
     add_evaluate(verbs)
     add_export(verbs)
     return parser
+
+
+class _Versions(argparse.Action):
+    """Prints what a report of a fault needs, and ends."""
+
+    LIBRARIES = (
+        "torch",
+        "triton",
+        "deepspeed",
+        "transformers",
+        "peft",
+        "mosaicml-streaming",
+        "numpy",
+    )
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import PackageNotFoundError, version
+
+        from ibtrain import __version__
+
+        lines = [f"ibtrain {__version__}", f"Python {platform.python_version()}"]
+        for name in self.LIBRARIES:
+            with contextlib.suppress(PackageNotFoundError):
+                lines.append(f"{name} {version(name)}")
+        print("\n".join(lines))
+        parser.exit()

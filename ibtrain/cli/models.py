@@ -1,6 +1,7 @@
 """`ibtrain ask`, `evaluate` and `export`."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,7 @@ def _evaluate(parsed: argparse.Namespace) -> int:
         batch_size=parsed.batch_size,
         limit=parsed.limit,
         shuffle_images=parsed.shuffle_images,
+        progress=sys.stderr.isatty(),
     )
     lines = [
         f"{name:24} {row['metric']:12} {100 * row['value']:6.2f}  "

@@ -22,7 +22,7 @@ def describe(plan: Plan) -> str:
         f"{longest.instruction} instruction and {longest.answer} answer tokens",
         f"time    when samples have {plan.visual_tokens} + {typical.instruction} + "
         f"{typical.answer}: {plan.flops_per_sample / 1e12:.2f} TFLOP each; reckoned from "
-        "published rates, not measured",
+        "published rates and one measured host",
         "",
     ]
     rows = [_COLUMNS]

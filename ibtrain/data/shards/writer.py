@@ -1,8 +1,10 @@
-"""Writes records as MDS shards, byte for byte as Streaming's own MDSWriter would.
+"""Writes records as MDS shards; until they are compressed, byte for byte as Streaming's MDSWriter.
 
-Importing that takes each process of a conversion ten times as long as importing this, and it passes
-over what goes wrong in its threads. The format: a count, the offsets of the samples, the columns as
-JSON, the samples; a sample is the sizes of its columns and their values (mds.py reads it).
+Importing that takes each process of a conversion ten times as long as importing this, needs every
+compression library that it knows, and it passes over what goes wrong in its threads. A test holds
+both writers and both readers against each other. The format: a count, the offsets of the samples,
+the columns as JSON, the samples; a sample is the sizes of its columns and their values (format.py
+reads it).
 """
 
 import hashlib

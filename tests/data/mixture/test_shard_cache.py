@@ -213,10 +213,10 @@ def test_a_damaged_record_is_not_the_shards_fault(
 def test_a_cache_that_cannot_be_written(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    def full(path: Path, data: bytes) -> None:
+    def full(path: Path, data: bytes, *, temporary: Path) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(shard_cache, "_write_whole", full)
+    monkeypatch.setattr(shard_cache, "write_whole", full)
     shards = opened(source, tmp_path / "cache")
     with pytest.raises(CacheError) as caught:
         shards.record(0, 0)
