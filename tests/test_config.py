@@ -8,10 +8,10 @@ from ibtrain.config import (
     RecipeError,
     dump_recipe,
     load_recipe,
-    read_sharding,
     recipe_path,
     shipped_recipes,
 )
+from ibtrain.sharding import read_sharding
 
 MINIMAL = """\
 name: small

@@ -410,8 +410,9 @@ def _write_index(directory: Path, samples: int) -> None:
 
 
 def _start_mixture(directory: Path) -> dict[str, Any]:
+    from ibtrain.data.mixture.fingerprint import order_fingerprint
     from ibtrain.data.mixture.order import epoch_order
-    from ibtrain.data.mixture.shares import order_fingerprint, resolve_mixture
+    from ibtrain.data.mixture.shares import resolve_mixture
 
     mixture = ", ".join(f"{{dataset: {name}, path: {directory / name}}}" for name in HELD_IN)
     recipe = load_recipe(

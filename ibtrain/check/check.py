@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from ibtrain.check import facts, verdicts
 from ibtrain.check.verdicts import Finding
-from ibtrain.config import ModelSection, Recipe, RecipeError, read_sharding
+from ibtrain.config import ModelSection, Recipe, RecipeError
+from ibtrain.sharding import read_sharding
 
 if TYPE_CHECKING:
     from ibtrain.check.attentions import Attentions

@@ -1,6 +1,6 @@
 """A function as an operator of torch that costs the host little where nobody looks.
 
-torch.compile, fake tensors and dispatch modes (opcheck, the planner's rehearsal) see through a
+torch.compile, fake tensors and dispatch modes (opcheck, the planner's dry run) see through a
 custom operator; each call of one costs the host several times what a launch does, 50 to 100 us on
 the machine of docs/benchmarks' H100, and a step of a 7B makes 400. So on plain tensors the function
 itself runs, its gradient by an `autograd.Function`.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ibtrain.model.instructblip import InstructBlip
-from ibtrain.planning.rehearsal import DTYPES
+from ibtrain.planning.dry_run import DTYPES
 
 RESERVE = 1_600_000_000
 """Bytes outside torch's tensors: CUDA's context, NCCL's buffers, cuBLAS's workspaces."""
@@ -137,7 +137,7 @@ class Sharding:
         Args:
             counts: of the model.
             world: GPUs.
-            activations: the peak of a rehearsal.
+            activations: the peak of a dry run.
             optimizer: bytes of each trained parameter's master weight and moments.
         """
         share = -(-counts.trained // world)

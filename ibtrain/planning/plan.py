@@ -4,11 +4,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ibtrain.config import Recipe, micro_batches_per_step, read_sharding
+from ibtrain.config import Recipe, micro_batches_per_step
 from ibtrain.planning.devices import Device
+from ibtrain.planning.dry_run import DryRun, Lengths, Operation, build, dry_run
 from ibtrain.planning.memory import Counts, Sharding
-from ibtrain.planning.rehearsal import Lengths, Operation, Rehearsal, build, rehearse
 from ibtrain.pretrained.base import config_or_published
+from ibtrain.sharding import read_sharding
 
 SHARDINGS = ("zero1", "zero2", "zero3")
 TYPICAL = Lengths(instruction=27, answer=16)
@@ -143,7 +144,7 @@ def make_plan(recipe: Recipe, cluster: Cluster, typical: Lengths = TYPICAL) -> P
 
 
 class _Planner:
-    """A recipe on a cluster, with the model built to rehearse on."""
+    """A recipe on a cluster, with the model that dry runs take."""
 
     def __init__(self, recipe: Recipe, cluster: Cluster, typical: Lengths) -> None:
         self.recipe, self.cluster = recipe, cluster
@@ -169,8 +170,8 @@ class _Planner:
     def plan(self) -> Plan:
         # A step's micro-batches need not be equally full: their mean is what a step takes.
         samples = max(1, round(self.share / self.micro_batches))
-        once = self._rehearse(samples, self.typical, recompute=False)
-        usual = self._rehearse(samples, self.typical) if self.recompute else once
+        once = self._dry_run(samples, self.typical, recompute=False)
+        usual = self._dry_run(samples, self.typical) if self.recompute else once
         flops = once.flops // samples
         memories = self._memories(self.micro_batch)
         passes = usual.module_calls + once.module_calls_with_gradient
@@ -203,15 +204,15 @@ class _Planner:
             because=self._advice(choices) if chosen is None else because(chosen, choices),
         )
 
-    def _rehearse(
+    def _dry_run(
         self,
         samples: int,
         lengths: Lengths,
         *,
         recompute: bool | None = None,
         keeps_inputs: bool = False,
-    ) -> Rehearsal:
-        return rehearse(
+    ) -> DryRun:
+        return dry_run(
             self.model,
             samples,
             lengths,
@@ -222,7 +223,7 @@ class _Planner:
     def _memories(self, micro_batch: int, recompute: bool | None = None) -> list[dict[str, int]]:
         """Bytes per GPU of each sharding, when every sample is as long as it may be."""
         peaks = {
-            keeps: self._rehearse(
+            keeps: self._dry_run(
                 micro_batch, self.longest, recompute=recompute, keeps_inputs=keeps
             ).peak_bytes
             for keeps in {sharding.keeps_inputs for sharding in self.shardings}
@@ -232,9 +233,7 @@ class _Planner:
             for sharding in self.shardings
         ]
 
-    def _computing(
-        self, sharding: Sharding, rehearsal: Rehearsal, passes: int, again: int
-    ) -> float:
+    def _computing(self, sharding: Sharding, run: DryRun, passes: int, again: int) -> float:
         """Seconds of a micro-batch without communication: the device's or, where that is slower,
         the host's, which runs ahead of it.
 
@@ -242,12 +241,12 @@ class _Planner:
 
         Args:
             sharding: the choice.
-            rehearsal: of a typical micro-batch.
+            run: of a typical micro-batch.
             passes: of modules with parameters, forward, again and backward.
             again: calls of such modules that are a recomputation.
         """
         device, precision = self.cluster.device, self.recipe.model.precision
-        host = LAUNCH_SECONDS * len(rehearsal.operations) + RECOMPUTED_SECONDS * again
+        host = LAUNCH_SECONDS * len(run.operations) + RECOMPUTED_SECONDS * again
         if sharding.stage == 3:
             host += HOOK_SECONDS * passes
         working = sum(
@@ -256,7 +255,7 @@ class _Planner:
                 operation.bytes / (MEMORY_SHARE * device.memory_rate),
                 KERNEL_SECONDS,
             )
-            for operation in rehearsal.operations
+            for operation in run.operations
         )
         return max(working, host)
 

@@ -18,18 +18,13 @@ import deepspeed
 from deepspeed.runtime.zero import GatheredParameters
 
 from ibtrain.batch import Batch
-from ibtrain.config import (
-    Recipe,
-    RecipeError,
-    micro_batches_per_step,
-    read_sharding,
-    sharding_file,
-)
+from ibtrain.config import Recipe, RecipeError, micro_batches_per_step
 from ibtrain.distributed.ranks import Ranks
 from ibtrain.kernels import allow_triton
 from ibtrain.model.instructblip import InstructBlip, set_trainable
 from ibtrain.model.language import restore_frequencies
 from ibtrain.pretrained.tensors import TensorSource
+from ibtrain.sharding import read_sharding, sharding_file
 from ibtrain.training.loading import fill_partitions, fill_replicas, memory_given_back
 
 if not torch.cuda.is_available():

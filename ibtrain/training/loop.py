@@ -15,9 +15,10 @@ import torch
 from ibtrain import __version__
 from ibtrain.batch import Batch
 from ibtrain.config import Recipe
-from ibtrain.data.mixture.loader import MixtureLoader, cache_directory
+from ibtrain.data.mixture.fingerprint import order_fingerprint
+from ibtrain.data.mixture.loader import MixtureLoader
 from ibtrain.data.mixture.quarantine import BadDataError, Incident, Ledger
-from ibtrain.data.mixture.shares import order_fingerprint
+from ibtrain.data.mixture.reader import cache_directory
 from ibtrain.distributed.processes import start_processes
 from ibtrain.distributed.ranks import (
     alike_on_every_rank,

@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers import InstructBlipConfig
 
 from ibtrain.config import Recipe, RecipeError
-from ibtrain.data.mixture.loader import cache_directory
+from ibtrain.data.mixture.reader import cache_directory
 from ibtrain.data.mixture.shares import Mixture, resolve_mixture
 from ibtrain.distributed.ranks import Ranks
 from ibtrain.pretrained.base import base_config, base_directory, base_sources

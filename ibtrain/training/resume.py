@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ibtrain.config import Recipe, dump_recipe
-from ibtrain.data.mixture.shares import changes_not_accepted, changes_of_order
+from ibtrain.data.mixture.fingerprint import changes_not_accepted, changes_of_order
 from ibtrain.files import FileError, read_json, write_whole
 from ibtrain.pretrained.fingerprint import differences
 from ibtrain.run_directory import (

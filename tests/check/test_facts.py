@@ -1,5 +1,6 @@
 """Reading the facts, from files and programs of a made-up machine."""
 
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,17 @@ def test_requirements_of_a_run(tmp_path):
         "accelerate": ">=1.0",
         "ninja": "",
     }
+
+
+def test_requirements_of_an_installed_package(monkeypatch, tmp_path):
+    lines = ["torch<2.14,>=2.11", "triton>=3.6; python_version >= '3'", "av>=18; extra == 'video'"]
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: lines)
+    assert facts.requirements(tmp_path / "absent") == {"torch": "<2.14,>=2.11", "triton": ">=3.6"}
+
+    def unknown(name: str) -> list[str]:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.requires", unknown)
     assert facts.requirements(tmp_path / "absent") == {}
 
 

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from ibtrain.cli import main
 from ibtrain.config import Recipe, load_recipe
 from ibtrain.data.mixture.collate import Sample, collate
-from ibtrain.data.mixture.loader import MixtureLoader, cache_directory
+from ibtrain.data.mixture.loader import MixtureLoader
+from ibtrain.data.mixture.reader import cache_directory
 from ibtrain.data.mixture.shares import resolve_mixture
 from ibtrain.distributed.processes import start_processes
 from ibtrain.distributed.ranks import on_every_rank, on_rank_zero_only

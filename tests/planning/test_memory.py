@@ -2,8 +2,8 @@
 
 import pytest
 
-from ibtrain.config import read_sharding
 from ibtrain.planning.memory import Counts, Sharding
+from ibtrain.sharding import read_sharding
 
 COUNTS = Counts(
     total=10_100,

@@ -7,8 +7,8 @@ import torch
 
 from ibtrain.config import Recipe, load_recipe
 from ibtrain.planning.devices import device_named
+from ibtrain.planning.dry_run import Lengths
 from ibtrain.planning.plan import Choice, Cluster, because, choose, make_plan
-from ibtrain.planning.rehearsal import Lengths
 from ibtrain.pretrained.published import LANGUAGE_MODELS
 from tests.tiny import tiny_architecture
 

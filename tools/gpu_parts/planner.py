@@ -7,8 +7,8 @@ from gpu_parts.sheet import Job, Sheet, card
 from gpu_parts.steps import MODELS, batches_of, recipe_of
 from ibtrain.model.instructblip import InstructBlip
 from ibtrain.planning.devices import device_named
+from ibtrain.planning.dry_run import Lengths
 from ibtrain.planning.plan import Cluster, make_plan
-from ibtrain.planning.rehearsal import Lengths
 
 assert ibtrain.torchvision_mend and InstructBlip
 

@@ -18,8 +18,8 @@ import torch
 from ibtrain.config import Recipe
 from ibtrain.data.images import CLIP_MEAN, CLIP_STD
 from ibtrain.data.mixture.collate import Sample
-from ibtrain.data.mixture.loader import MixtureReader
 from ibtrain.data.mixture.preview_page import ShownDataset, ShownSample, ShownText, page
+from ibtrain.data.mixture.reader import MixtureReader
 from ibtrain.data.mixture.sampling import augmentation_for, draw_sample
 from ibtrain.data.mixture.shares import MixedPart, Mixture
 from ibtrain.data.records import Record

@@ -16,9 +16,9 @@ from ibtrain.data.preparation.conversion import (
     quarantine_of,
 )
 from ibtrain.data.preparation.survey import Plan
+from ibtrain.data.shards.card import CARD, QUARANTINE
 from ibtrain.data.shards.index import INDEX, read_index
 from ibtrain.data.shards.records import fingerprint
-from ibtrain.data.shards.verify import CARD, QUARANTINE
 from ibtrain.files import sync, sync_tree, write_whole
 
 FAILED = "failed"  # a file that says: what was bad is to be looked at once more

@@ -34,9 +34,9 @@ from ibtrain.data.preparation.merging import (
 )
 from ibtrain.data.preparation.survey import PLAN, Plan, load_plan, make_plan
 from ibtrain.data.preparation.workers import Report, run_beside
+from ibtrain.data.shards.card import CARD, QUARANTINE
 from ibtrain.data.shards.index import INDEX
 from ibtrain.data.shards.records import check_index
-from ibtrain.data.shards.verify import CARD, QUARANTINE
 from ibtrain.data.video import FRAMES
 from ibtrain.files import BusyError, locked
 

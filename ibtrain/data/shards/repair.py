@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ibtrain.data.shards.card import CARD, card_differences, read_card
 from ibtrain.data.shards.index import (
     INDEX,
     ShardFile,
@@ -21,7 +22,7 @@ from ibtrain.data.shards.index import (
 )
 from ibtrain.data.shards.records import stored_bytes, wrong_hashes
 from ibtrain.data.shards.remote import fetch_file, local_directory
-from ibtrain.data.shards.verify import CARD, VerifyReport, card_differences, read_card, verify
+from ibtrain.data.shards.verify import VerifyReport, verify
 
 _MAXIMUM_DOCUMENT_BYTES = 1 << 26
 

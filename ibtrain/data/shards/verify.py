@@ -21,20 +21,16 @@ from PIL import Image
 from tqdm import tqdm
 
 from ibtrain.data.images import MAXIMUM_PIXELS
+from ibtrain.data.shards.card import CARD, QUARANTINE, card_differences, read_card
 from ibtrain.data.shards.format import decode_sample, split_samples
 from ibtrain.data.shards.index import (
     INDEX,
     ShardFile,
     ShardIndex,
-    fingerprint,
     index_entries,
-    read_json,
 )
 from ibtrain.data.shards.records import columns_to_record, stored_bytes, unpacked, wrong_hashes
 
-CARD = "card.json"
-QUARANTINE = "quarantine.jsonl"
-_MAXIMUM_CARD_BYTES = 1 << 24
 _LISTED = 1000  # bad records of one shard; more are only counted
 _REASON = 400  # characters
 _NAMES = 3  # datasets named in one shard
@@ -314,23 +310,6 @@ def _card(directory: Path, index: ShardIndex | None, bad: list[Problem]) -> dict
     return card
 
 
-def read_card(directory: Path) -> dict[str, Any]:
-    """The card of a directory with the values that are needed here; ValueError naming it."""
-    content = read_json(directory, CARD, _MAXIMUM_CARD_BYTES)
-    path = directory / CARD
-    if not isinstance(content, dict) or not isinstance(content.get("report"), dict):
-        raise ValueError(f"{path}: no card of a shard directory: 'report' is missing")
-    report = content["report"]
-    if not isinstance(report.get("dataset"), str):
-        raise ValueError(f"{path}: report.dataset must be a string")
-    for key in ("written", "quarantined", "shards"):
-        if type(report.get(key)) is not int:
-            raise ValueError(f"{path}: report.{key} must be a whole number")
-    if not isinstance(content.get("fingerprint"), str):
-        raise ValueError(f"{path}: 'fingerprint' must be a string")
-    return content
-
-
 def _foreign_records(reports: tuple[ShardReport, ...], card: dict[str, Any]) -> list[Problem]:
     """Shards whose records are of another dataset than the card says."""
     own = card["report"]["dataset"]
@@ -343,24 +322,6 @@ def _foreign_records(reports: tuple[ShardReport, ...], card: dict[str, Any]) -> 
         for report in reports
         if report.datasets - {own}
     ]
-
-
-def card_differences(card: dict[str, Any], index: ShardIndex) -> Iterator[str]:
-    """In what a card is not that of an index, a sentence each."""
-    counts = {"written": index.samples, "shards": len(index.shards)}
-    for key, count in counts.items():
-        said = card["report"][key]
-        if said != count:
-            what = "records" if key == "written" else key
-            yield f"speaks of {said} {what}, the index of {count}"
-    sizes = {
-        "stored": sum(shard.bytes for shard in index.shards),
-        "raw": sum(shard.raw_bytes for shard in index.shards),
-    }
-    if card.get("bytes") != sizes:
-        yield f"its sizes are {str(card.get('bytes'))[:100]}, those of the index are {sizes}"
-    if card["fingerprint"] != fingerprint(index):
-        yield "its fingerprint is that of another index"
 
 
 def _lines(path: Path) -> int:

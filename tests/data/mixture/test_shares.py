@@ -14,16 +14,16 @@ import torch
 
 from ibtrain.config import Recipe
 from ibtrain.data.mixture import order, sampling
-from ibtrain.data.mixture.loader import MixtureLoader, MixtureReader
-from ibtrain.data.mixture.quarantine import BadDataError, Incident, Ledger
-from ibtrain.data.mixture.sampling import augmentation_for, draw_sample
-from ibtrain.data.mixture.shares import (
-    Mixture,
+from ibtrain.data.mixture.fingerprint import (
     changes_not_accepted,
     changes_of_order,
     order_fingerprint,
-    resolve_mixture,
 )
+from ibtrain.data.mixture.loader import MixtureLoader
+from ibtrain.data.mixture.quarantine import BadDataError, Incident, Ledger
+from ibtrain.data.mixture.reader import MixtureReader
+from ibtrain.data.mixture.sampling import augmentation_for, draw_sample
+from ibtrain.data.mixture.shares import Mixture, resolve_mixture
 from ibtrain.data.records import Answer, Record
 from ibtrain.tokenization import InstructionTokens
 from tests.data.small_shards import picture, record, write_shards
@@ -403,7 +403,7 @@ def test_a_replacement_is_of_the_same_form(written: Path, tmp_path: Path) -> Non
     shard.write_bytes(bytes(shard.stat().st_size))
     reader = MixtureReader(recipe, mixture, directory / "cache")
     found = order.epoch_order(mixture.order_parts(), 0, seed=3, global_batch=10)
-    from ibtrain.data.mixture.loader import Draw
+    from ibtrain.data.mixture.reader import Draw
 
     rows = zip(found.part.ravel(), found.number.ravel(), found.repeat.ravel(), strict=True)
     for place, (part, number, repeat) in enumerate(rows):

@@ -1,4 +1,4 @@
-"""The rehearsal on tensors without storage, against the same model on a CPU and against counts by
+"""The dry run on tensors without storage, against the same model on a CPU and against counts by
 hand."""
 
 from dataclasses import fields, replace
@@ -15,7 +15,7 @@ from ibtrain.kernels import allow_triton
 from ibtrain.kernels.backends import ENVIRONMENT
 from ibtrain.kernels.triton_support import why_not_on
 from ibtrain.model.instructblip import InstructBlip, set_trainable
-from ibtrain.planning.rehearsal import Lengths, build, equal_batch, rehearse
+from ibtrain.planning.dry_run import Lengths, build, dry_run, equal_batch
 from tests.tiny import IMAGE_SIZE, QUERY_TOKENS, IdTokenizer, tiny_config
 
 SAMPLES, LENGTHS = 4, Lengths(instruction=5, answer=3)
@@ -58,12 +58,12 @@ def test_memory_is_that_of_the_same_step_on_a_cpu(language, recompute, monkeypat
     sizes = {"image_size": 56, "vision_width": 64, "qformer_width": 64, "language_width": 128}
     config = tiny_config(language=language, language_layers=4, **sizes)
     settings = section(gradient_checkpointing=recompute)
-    rehearsed = rehearse(build(config, settings, kernels=False), 16, lengths, recompute=recompute)
+    run = dry_run(build(config, settings, kernels=False), 16, lengths, recompute=recompute)
     model = real_model(config, settings)
     batch = collated(16, lengths, image_size=56)
     model(batch).sum().backward()
     measured = allocated(model, batch)
-    assert measured <= rehearsed.peak_bytes < 1.1 * measured
+    assert measured <= run.peak_bytes < 1.1 * measured
 
 
 def real_model(config, settings: ModelSection) -> InstructBlip:
@@ -103,7 +103,7 @@ def test_a_frozen_language_model_computes_two_thirds(trained, language_passes):
     """Every linear layer by hand: its forward, the gradient of its input, that of its weight."""
     config = tiny_config(vision_width=32, qformer_width=32)  # heads of 16, as kernels take them
     model = build(config, section(train_parts={"language": trained}), kernels=True)
-    rehearsed = rehearse(model, SAMPLES, LENGTHS, recompute=False)
+    run = dry_run(model, SAMPLES, LENGTHS, recompute=False)
     vision, qformer, language = config.vision_config, config.qformer_config, config.text_config
     patches = (IMAGE_SIZE // vision.patch_size) ** 2
     tower, text = SAMPLES * (patches + 1), SAMPLES * LENGTHS.instruction
@@ -135,14 +135,14 @@ def test_a_frozen_language_model_computes_two_thirds(trained, language_passes):
         products(layer_size, SAMPLES * row, language_passes) + (4 + 10) * pairs * hidden
     )
     expected += products(hidden * language.vocab_size, SAMPLES * LENGTHS.answer, language_passes)
-    assert rehearsed.flops == expected
+    assert run.flops == expected
 
 
 def test_what_is_computed_again_is_counted_and_not_kept():
     config = tiny_config(language_layers=6)
     model = build(config, section(gradient_checkpointing=True), kernels=True)
-    once = rehearse(model, SAMPLES, LENGTHS, recompute=False)
-    again = rehearse(model, SAMPLES, LENGTHS, recompute=True)
+    once = dry_run(model, SAMPLES, LENGTHS, recompute=False)
+    again = dry_run(model, SAMPLES, LENGTHS, recompute=True)
     assert again.peak_bytes < once.peak_bytes
     language = config.text_config
     hidden, inner = language.hidden_size, language.intermediate_size
@@ -159,23 +159,23 @@ def test_what_is_computed_again_is_counted_and_not_kept():
 def test_calls_of_modules_that_have_parameters():
     config = tiny_config(vision_layers=1, qformer_layers=1, language_layers=1)
     model = build(config, section(), kernels=True)
-    rehearsed = rehearse(model, 1, LENGTHS, recompute=False)
+    run = dry_run(model, 1, LENGTHS, recompute=False)
     tower = 2 + 6 + 1  # embeddings and their convolution, a block's four products and two norms
     # Words, positions and norm; self and cross attention of five each; two feed-forwards of three.
     qformer = 3 + 5 + 5 + 6
     language = 1 + 9 + 1 + 1  # embedding, a layer's seven products and two norms, norm, logits
     whole = 1  # the model itself has the query tokens
-    assert rehearsed.module_calls == tower + qformer + 1 + language + whole
+    assert run.module_calls == tower + qformer + 1 + language + whole
     # Without one are all of the tower but its last norm, and the embedding of frozen words.
-    assert rehearsed.module_calls_with_gradient == 1 + qformer + 1 + (language - 1) + whole
+    assert run.module_calls_with_gradient == 1 + qformer + 1 + (language - 1) + whole
 
 
 def test_inputs_that_deepspeed_keeps():
     """Of a frozen linear layer torch keeps no input; DeepSpeed's function under ZeRO-3 does."""
     config = tiny_config(language_layers=8)
     model = build(config, section(), kernels=True)
-    plain = rehearse(model, SAMPLES, LENGTHS, recompute=False)
-    kept = rehearse(model, SAMPLES, LENGTHS, recompute=False, keeps_inputs=True)
+    plain = dry_run(model, SAMPLES, LENGTHS, recompute=False)
+    kept = dry_run(model, SAMPLES, LENGTHS, recompute=False, keeps_inputs=True)
     assert kept.flops == plain.flops
     hidden, inner = config.text_config.hidden_size, config.text_config.intermediate_size
     row = QUERY_TOKENS + LENGTHS.instruction + LENGTHS.answer - 1
@@ -189,9 +189,9 @@ def test_a_trained_part_takes_its_gradients_away():
     """Gradients are DeepSpeed's as soon as they are whole: the peak does not hold all of them."""
     config = tiny_config(language_layers=8)
     model = build(config, section(train_parts={"language": "full"}), kernels=True)
-    rehearsed = rehearse(model, 1, Lengths(2, 2), recompute=False)
+    run = dry_run(model, 1, Lengths(2, 2), recompute=False)
     gradients = 4 * sum(one.numel() for one in model.parameters() if one.requires_grad)
-    assert rehearsed.peak_bytes < gradients
+    assert run.peak_bytes < gradients
     assert all(one.grad is None for one in model.parameters())
 
 
@@ -201,8 +201,8 @@ def test_adapters_and_kernels_run_without_storage(language):
     settings = section(train_parts={"language": "lora"}, lora=LoraSection().model_dump())
     for kernels in (True, False):
         model = build(config, settings, kernels=kernels)
-        rehearsed = rehearse(model, 2, LENGTHS, recompute=True)
-        assert rehearsed.flops > 0
+        run = dry_run(model, 2, LENGTHS, recompute=True)
+        assert run.flops > 0
 
 
 @pytest.mark.parametrize("named", ["", "flash", "torch_varlen"])
@@ -212,7 +212,7 @@ def test_attention_without_our_kernels_keeps_no_scores(named, monkeypatch):
     config = tiny_config(vision_width=32, qformer_width=32)
     lengths = Lengths(instruction=5, answer=200)
     off, auto = (
-        rehearse(build(config, section(), kernels=kernels), 1, lengths, recompute=False)
+        dry_run(build(config, section(), kernels=kernels), 1, lengths, recompute=False)
         for kernels in (False, True)
     )
     assert off.flops == auto.flops
@@ -223,10 +223,10 @@ def test_attention_without_our_kernels_keeps_no_scores(named, monkeypatch):
 def test_what_a_process_forbids_does_not_matter():
     """A run with `kernels: off` forbids Triton for its process; no plan asks or changes that."""
     model = build(tiny_config(vision_width=32, qformer_width=32), section(), kernels=True)
-    allowed = rehearse(model, 1, LENGTHS, recompute=False)
+    allowed = dry_run(model, 1, LENGTHS, recompute=False)
     try:
         allow_triton(False)
-        assert rehearse(model, 1, LENGTHS, recompute=False) == allowed
+        assert dry_run(model, 1, LENGTHS, recompute=False) == allowed
         assert why_not_on(torch.device("cpu")) == "the recipe forbids them (kernels: off)"
     finally:
         allow_triton(True)

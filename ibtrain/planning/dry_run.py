@@ -59,7 +59,7 @@ class Operation:
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class DryRun:
     """What one micro-batch of one rank did."""
 
     peak_bytes: int
@@ -100,14 +100,14 @@ def build(config: InstructBlipConfig, section: ModelSection, kernels: bool) -> I
     return model
 
 
-def rehearse(
+def dry_run(
     model: InstructBlip,
     samples: int,
     lengths: Lengths,
     *,
     recompute: bool,
     keeps_inputs: bool = False,
-) -> Rehearsal:
+) -> DryRun:
     """Runs one micro-batch forward and backward.
 
     Args:
@@ -135,7 +135,7 @@ def rehearse(
     finally:
         for handle in taken:
             handle.remove()
-    return Rehearsal(watch.peak, tuple(watch.operations), calls.all, with_gradient)
+    return DryRun(watch.peak, tuple(watch.operations), calls.all, with_gradient)
 
 
 def equal_batch(config: InstructBlipConfig, samples: int, lengths: Lengths) -> Batch:
