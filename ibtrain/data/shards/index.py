@@ -187,9 +187,9 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def _shard(entry: object, place: str) -> ShardFile:
+def _shard(entry: object, location: str) -> ShardFile:
     if not isinstance(entry, dict):
-        raise ValueError(f"{place}: must be an object; {DAMAGED}")
+        raise ValueError(f"{location}: must be an object; {DAMAGED}")
     expected = {
         "version": 2,
         "format": "mds",
@@ -200,59 +200,61 @@ def _shard(entry: object, place: str) -> ShardFile:
     for key, value in expected.items():
         if entry.get(key) != value:
             found = repr(entry.get(key))[:200]
-            raise ValueError(f"{place}: {key!r} must be {value}, found {found}")
+            raise ValueError(f"{location}: {key!r} must be {value}, found {found}")
     compression = entry.get("compression")
     compressed = entry.get("zip_data") is not None
     if compressed and not (isinstance(compression, str) and compression.split(":")[0] == "zstd"):
-        raise ValueError(f"{place}: 'compression' must be zstd, found {repr(compression)[:200]}")
-    raw_name, raw_bytes, raw_hashes = _file(entry.get("raw_data"), f"{place}: raw_data")
+        raise ValueError(f"{location}: 'compression' must be zstd, found {repr(compression)[:200]}")
+    raw_name, raw_bytes, raw_hashes = _file(entry.get("raw_data"), f"{location}: raw_data")
     name, size, hashes = raw_name, raw_bytes, raw_hashes
     if compressed:
-        name, size, hashes = _file(entry.get("zip_data"), f"{place}: zip_data")
+        name, size, hashes = _file(entry.get("zip_data"), f"{location}: zip_data")
         if raw_bytes > _FREE_BYTES + _MAXIMUM_RATIO * size:
             raise ValueError(
-                f"{place}: {size} bytes that unpack to {raw_bytes}, more than {_MAXIMUM_RATIO} "
+                f"{location}: {size} bytes that unpack to {raw_bytes}, more than {_MAXIMUM_RATIO} "
                 f"times as many: refused as a decompression bomb; {DAMAGED}"
             )
     if set(hashes) != set(raw_hashes):
-        raise ValueError(f"{place}: 'raw_data' and 'zip_data' have hashes of different algorithms")
+        raise ValueError(
+            f"{location}: 'raw_data' and 'zip_data' have hashes of different algorithms"
+        )
     # a shard is a count, an offset more than there are samples, and the sizes of every column
     most = (raw_bytes - 8) // (4 + 4 * len(COLUMNS))
-    samples = _whole(entry.get("samples"), 1, most, f"{place}: 'samples'")
+    samples = _whole(entry.get("samples"), 1, most, f"{location}: 'samples'")
     return ShardFile(name, size, hashes, compressed, raw_name, raw_bytes, raw_hashes, samples)
 
 
-def _whole(value: object, low: int, high: int, place: str) -> int:
+def _whole(value: object, low: int, high: int, location: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise ValueError(
-            f"{place} must be a whole number of {low} to {high}, found {repr(value)[:80]}; "
+            f"{location} must be a whole number of {low} to {high}, found {repr(value)[:80]}; "
             f"{DAMAGED}"
         )
     return value
 
 
-def _file(value: object, place: str) -> tuple[str, int, dict[str, str]]:
+def _file(value: object, location: str) -> tuple[str, int, dict[str, str]]:
     """Name, bytes and known hashes of a file entry."""
     if not isinstance(value, dict):
-        raise ValueError(f"{place} must be an object; {DAMAGED}")
+        raise ValueError(f"{location} must be an object; {DAMAGED}")
     name = value.get("basename")
     if not isinstance(name, str) or not _NAME.fullmatch(name) or ".mds" not in name:
         raise ValueError(
-            f"{place}: {repr(name)[:200]} is no plain file name of a shard "
+            f"{location}: {repr(name)[:200]} is no plain file name of a shard "
             "(letters, digits, '.', '_' and '-', with '.mds' in it)"
         )
-    size = _whole(value.get("bytes"), 1, _MAXIMUM_SHARD_BYTES, f"{place}: 'bytes'")
+    size = _whole(value.get("bytes"), 1, _MAXIMUM_SHARD_BYTES, f"{location}: 'bytes'")
     hashes = value.get("hashes")
     if not isinstance(hashes, dict):
-        raise ValueError(f"{place}: 'hashes' must map algorithms to strings; {DAMAGED}")
+        raise ValueError(f"{location}: 'hashes' must map algorithms to strings; {DAMAGED}")
     known = {algorithm: hashes[algorithm] for algorithm in HASHES if algorithm in hashes}
     if not known:
-        raise ValueError(f"{place}: 'hashes' has none of {', '.join(HASHES)}; prepare it again")
+        raise ValueError(f"{location}: 'hashes' has none of {', '.join(HASHES)}; prepare it again")
     for algorithm, text in known.items():
         digits = _DIGITS[algorithm]
         if not isinstance(text, str) or not re.fullmatch(f"[0-9a-f]{{{digits}}}", text):
             raise ValueError(
-                f"{place}: the hash {algorithm} must be {digits} hexadecimal digits, "
+                f"{location}: the hash {algorithm} must be {digits} hexadecimal digits, "
                 f"found {repr(text)[:80]}; {DAMAGED}"
             )
     return name, size, known

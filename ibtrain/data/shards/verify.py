@@ -202,7 +202,7 @@ def _in_order(
 def examine_shard(directory: Path, shard: ShardFile) -> ShardReport:
     """Hashes one shard as stored and as unpacked, and decodes every record and image of it."""
     alone = ShardIndex(directory, (shard,), shard.samples)
-    place = str(directory / shard.name)
+    location = str(directory / shard.name)
     intact = False
     try:
         stored = stored_bytes(alone, shard)
@@ -210,11 +210,11 @@ def examine_shard(directory: Path, shard: ShardFile) -> ShardReport:
         if wrong:
             raise ValueError(f"{wrong} differs from the index")
         intact = True
-        raw = unpacked(stored, shard, place)
+        raw = unpacked(stored, shard, location)
         wrong = wrong_hashes(raw, shard.raw_hashes) if shard.compressed else ""
         if wrong:
             raise ValueError(f"{wrong} of the unpacked shard differs from the index")
-        return _examine_records(shard, split_samples(raw, shard.samples, place))
+        return _examine_records(shard, split_samples(raw, shard.samples, location))
     except ValueError as error:
         bad = (Problem(shard.name, None, _short(error)),)
         return ShardReport(shard, intact, bad, np.zeros(0, np.int64), np.zeros(0, _IDENTITY))
@@ -253,7 +253,7 @@ def _examine_record(sample: bytes) -> tuple[str, Any]:
     return record.dataset, np.frombuffer(digest, _IDENTITY)[0]
 
 
-def _check_image(data: bytes, place: str) -> None:
+def _check_image(data: bytes, location: str) -> None:
     """Decodes a JPEG or PNG, the only forms that records hold; ValueError if it is damaged."""
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
@@ -263,7 +263,7 @@ def _check_image(data: bytes, place: str) -> None:
                 )
             image.load()
     except _IMAGE_DAMAGE as error:
-        raise ValueError(f"{place} is not readable: {error}") from error
+        raise ValueError(f"{location} is not readable: {error}") from error
 
 
 def _repeated_ids(reports: tuple[ShardReport, ...]) -> list[Problem]:
