@@ -1,4 +1,4 @@
-"""What an earlier version wrote is read, and its run goes on to the same end (written/README.md)."""
+"""What an earlier version wrote is read, and its run goes on to the same end (see written/)."""
 
 import json
 import os
