@@ -56,6 +56,11 @@ _PASSED_ON: dict[str, type | tuple[type, ...]] = {
     "flops_profiler": dict,
     "aio": dict,
 }
+_RECIPE_SAYS = {
+    "activation_checkpointing": "model.gradient_checkpointing",
+    "sparse_attention": "kernels",
+    "compile": "kernels",
+}
 _KINDS = {dict: "a JSON object", str: "a string", bool: "true or false", int: "a whole number"}
 _DTYPES = ("fp32", "fp16", "bf16")
 _OF_SCALING = (  # they say nothing where fp16 is off
@@ -243,7 +248,9 @@ def _same(value: Any, wanted: Any) -> bool:
 
 
 def _unknown(key: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    if key in _RECIPE_SAYS:
+        return f"which is not used here; remove it, and set {_RECIPE_SAYS[key]} in the recipe"
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.7)
     return f"which is not known here; {f'did you mean {near[0]!r}?' if near else 'remove it'}"
 
 

@@ -104,7 +104,7 @@ def rank_told(environment: Mapping[str, str] = os.environ) -> int:
     """This process' rank as far as its launcher tells it; 0 where that cannot be read."""
     own = _launcher(environment)
     text = "" if own is None else environment[own.rank]
-    return int(text) if text.isascii() and text.isdigit() else 0
+    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else 0
 
 
 def _launcher(environment: Mapping[str, str]) -> Launcher | None:
@@ -116,7 +116,8 @@ def _started_by(launcher: Launcher, environment: Mapping[str, str]) -> bool:
         return launcher.rank in environment
     # A batch script and a shell inside an allocation have Slurm's variables, too.
     step = environment.get("SLURM_STEP_ID", "")
-    return launcher.rank in environment and step.isdigit() and int(step) < _FIRST_SPECIAL_STEP
+    started = re.fullmatch(r"[0-9]{1,10}", step) is not None and int(step) < _FIRST_SPECIAL_STEP
+    return started and launcher.rank in environment
 
 
 def _refuse_half_told(environment: Mapping[str, str]) -> None:
