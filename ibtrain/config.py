@@ -9,11 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from yaml import YAMLError
+from yaml import MappingNode, Node, SequenceNode, YAMLError
 
+_LARGEST_RECIPE = 1 << 20  # bytes
+_MOST_VALUES = 100_000
 RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -325,6 +328,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
                 "(for example training.steps=100)"
             )
     try:
+        _refuse_unbounded(path)
         loaded = OmegaConf.load(path)
         if not isinstance(loaded, DictConfig):
             raise RecipeError(f"{path} is not a mapping of keys to values")
@@ -333,13 +337,39 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
             parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
             OmegaConf.update(loaded, key, parsed["value"])
         values = OmegaConf.to_container(loaded, resolve=True)
-    except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
+    except (OmegaConfBaseException, YAMLError, OSError, ValueError, RecursionError) as error:
+        if isinstance(error, RecipeError):
+            raise
         raise RecipeError(f"{path} cannot be read as a recipe: {error}") from error
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
         faults = [_describe(fault) for fault in error.errors()]
         raise RecipeError("\n".join(f"{path}: {fault}" for fault in faults)) from error
+
+
+def _refuse_unbounded(path: Path) -> None:
+    """Refuses a file that is large, or grows so by its aliases; ValueError or YAMLError."""
+    with path.open("rb") as file:
+        text = file.read(_LARGEST_RECIPE + 1)
+    if len(text) > _LARGEST_RECIPE:
+        raise ValueError(f"it has more than {_LARGEST_RECIPE} bytes")
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    if node is not None and _values(node, {}) > _MOST_VALUES:
+        raise ValueError(f"its aliases make more than {_MOST_VALUES} values of it")
+
+
+def _values(node: Node, known: dict[int, int]) -> int:
+    """How many values a node and all below it are, once aliases are written out."""
+    if id(node) not in known:
+        known[id(node)] = _MOST_VALUES + 1  # of one that holds itself
+        below: list[Node] = []
+        if isinstance(node, MappingNode):
+            below = [one for pair in node.value for one in pair]
+        elif isinstance(node, SequenceNode):
+            below = node.value
+        known[id(node)] = 1 + sum(_values(one, known) for one in below)
+    return known[id(node)]
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -31,12 +31,13 @@ COLUMNS = {
 HASHES = ("sha1", "xxh64")
 INDEX = "index.json"
 REMEDY = "run `ibtrain data prepare` to write it"
+REBUILD = "make it again from its shards: `ibtrain data verify {} --rebuild-index`"
 DAMAGED = "copy it again (`ibtrain data verify --repair-from`), or prepare the dataset again"
 _DIGITS = {"sha1": 40, "xxh64": 16}
 _MAXIMUM_INDEX_BYTES = 1 << 26  # of some 70,000 shards
-_MAXIMUM_SHARD_BYTES = 1 << 30
-_MAXIMUM_RATIO = 256  # between a shard and its compressed file: images shrink by a few per cent,
-_FREE_BYTES = 1 << 24  # text by up to 50 times; a small shard may be anything
+MAXIMUM_SHARD_BYTES = 1 << 30
+MAXIMUM_RATIO = 256  # between a shard and its compressed file: images shrink by a few per cent,
+FREE_BYTES = 1 << 24  # text by up to 50 times; a small shard may be anything
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
@@ -95,7 +96,15 @@ def read_index(directory: Path) -> ShardIndex:
         ShardsNotFoundError: the directory or its index is missing.
         ValueError: the index is damaged or hostile; the first thing that is wrong with it.
     """
-    entries = index_entries(directory)
+    return _checked(directory, index_entries(directory))
+
+
+def index_of(directory: Path, content: Any) -> ShardIndex:
+    """An index of `directory` that is not written yet; ValueError as read_index."""
+    return _checked(directory, _entries(directory, content))
+
+
+def _checked(directory: Path, entries: "list[ShardFile | ValueError]") -> ShardIndex:
     shards = []
     for entry in entries:
         if isinstance(entry, ValueError):
@@ -110,10 +119,13 @@ def index_entries(directory: Path) -> list[ShardFile | ValueError]:
     Raises:
         ValueError: as read_index, where the index as a whole cannot be used.
     """
-    path = directory / INDEX
     if not directory.is_dir():
         raise ShardsNotFoundError(f"the shard directory {directory} is not there; {REMEDY}")
-    content = read_json(directory, INDEX, _MAXIMUM_INDEX_BYTES)
+    return _entries(directory, read_json(directory, INDEX, _MAXIMUM_INDEX_BYTES))
+
+
+def _entries(directory: Path, content: Any) -> list[ShardFile | ValueError]:
+    path = directory / INDEX
     if not isinstance(content, dict) or content.get("version") != 2:
         raise ValueError(f"{path}: no MDS index of version 2; {DAMAGED}")
     listed = content.get("shards")
@@ -152,13 +164,19 @@ def open_inside(directory: Path, name: str) -> BinaryIO:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError as error:
         kind = "holds no" if name == INDEX else "lacks the file"
-        raise ShardsNotFoundError(f"{directory} {kind} {name}; {REMEDY}") from error
+        remedy = REBUILD.format(directory) if name == INDEX and holds_shards(directory) else REMEDY
+        raise ShardsNotFoundError(f"{directory} {kind} {name}; {remedy}") from error
     except (OSError, RuntimeError) as error:  # RuntimeError: a link to itself
         raise ValueError(f"{path}: cannot be read: {error}") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise ValueError(f"{path}: no plain file; {DAMAGED}")
     return os.fdopen(descriptor, "rb")
+
+
+def holds_shards(directory: Path) -> bool:
+    """Whether there is a file with the name of a shard in `directory`."""
+    return directory.is_dir() and any(directory.glob("*.mds*"))
 
 
 def read_json(directory: Path, name: str, maximum_bytes: int) -> Any:
@@ -209,9 +227,9 @@ def _shard(entry: object, location: str) -> ShardFile:
     name, size, hashes = raw_name, raw_bytes, raw_hashes
     if compressed:
         name, size, hashes = _file(entry.get("zip_data"), f"{location}: zip_data")
-        if raw_bytes > _FREE_BYTES + _MAXIMUM_RATIO * size:
+        if raw_bytes > FREE_BYTES + MAXIMUM_RATIO * size:
             raise ValueError(
-                f"{location}: {size} bytes that unpack to {raw_bytes}, more than {_MAXIMUM_RATIO} "
+                f"{location}: {size} bytes that unpack to {raw_bytes}, more than {MAXIMUM_RATIO} "
                 f"times as many: refused as a decompression bomb; {DAMAGED}"
             )
     if set(hashes) != set(raw_hashes):
@@ -243,7 +261,7 @@ def _file(value: object, location: str) -> tuple[str, int, dict[str, str]]:
             f"{location}: {repr(name)[:200]} is no plain file name of a shard "
             "(letters, digits, '.', '_' and '-', with '.mds' in it)"
         )
-    size = _whole(value.get("bytes"), 1, _MAXIMUM_SHARD_BYTES, f"{location}: 'bytes'")
+    size = _whole(value.get("bytes"), 1, MAXIMUM_SHARD_BYTES, f"{location}: 'bytes'")
     hashes = value.get("hashes")
     if not isinstance(hashes, dict):
         raise ValueError(f"{location}: 'hashes' must map algorithms to strings; {DAMAGED}")
