@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from yaml import MappingNode, Node, SequenceNode, YAMLError
+from yaml import YAMLError
 
-_LARGEST_RECIPE = 1 << 20  # bytes
-_MOST_VALUES = 100_000
+from ibtrain.files import refuse_unbounded_yaml
+
 RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -328,7 +327,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
                 "(for example training.steps=100)"
             )
     try:
-        _refuse_unbounded(path)
+        refuse_unbounded_yaml(path)
         loaded = OmegaConf.load(path)
         if not isinstance(loaded, DictConfig):
             raise RecipeError(f"{path} is not a mapping of keys to values")
@@ -346,30 +345,6 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     except ValidationError as error:
         faults = [_describe(fault) for fault in error.errors()]
         raise RecipeError("\n".join(f"{path}: {fault}" for fault in faults)) from error
-
-
-def _refuse_unbounded(path: Path) -> None:
-    """Refuses a file that is large, or grows so by its aliases; ValueError or YAMLError."""
-    with path.open("rb") as file:
-        text = file.read(_LARGEST_RECIPE + 1)
-    if len(text) > _LARGEST_RECIPE:
-        raise ValueError(f"it has more than {_LARGEST_RECIPE} bytes")
-    node = yaml.compose(text, Loader=yaml.SafeLoader)
-    if node is not None and _values(node, {}) > _MOST_VALUES:
-        raise ValueError(f"its aliases make more than {_MOST_VALUES} values of it")
-
-
-def _values(node: Node, known: dict[int, int]) -> int:
-    """How many values a node and all below it are, once aliases are written out."""
-    if id(node) not in known:
-        known[id(node)] = _MOST_VALUES + 1  # of one that holds itself
-        below: list[Node] = []
-        if isinstance(node, MappingNode):
-            below = [one for pair in node.value for one in pair]
-        elif isinstance(node, SequenceNode):
-            below = node.value
-        known[id(node)] = 1 + sum(_values(one, known) for one in below)
-    return known[id(node)]
 
 
 def dump_recipe(recipe: Recipe) -> str:

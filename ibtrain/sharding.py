@@ -231,15 +231,15 @@ def _section(
     section = config.get(key, "auto")
     if section == "auto":
         return
-    place = f"{above}{key}"
+    location = f"{above}{key}"
     if not isinstance(section, dict):
-        yield place, section, {name: value for name, (value, _) in wanted.items()}, "an object"
+        yield location, section, {name: value for name, (value, _) in wanted.items()}, "an object"
         return
     for name, value in section.items():
         if name in wanted:
-            yield f"{place}.{name}", value, *wanted[name]
+            yield f"{location}.{name}", value, *wanted[name]
         elif name not in idle and value != "auto":
-            yield f"{place}.{name}", value, None, _unknown(name, [*wanted, *idle])
+            yield f"{location}.{name}", value, None, _unknown(name, [*wanted, *idle])
 
 
 def _same(value: Any, wanted: Any) -> bool:

@@ -39,14 +39,7 @@ if not torch.cuda.is_available():
     # lock file at which every later start waits for ever.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
-_REFUSALS = (
-    AssertionError,
-    AttributeError,
-    LookupError,
-    TypeError,
-    ValueError,
-    ArithmeticError,
-)
+_REFUSALS = (AssertionError, AttributeError, LookupError, TypeError, ValueError, ArithmeticError)
 """What DeepSpeed raises of a configuration that it does not like."""
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -87,14 +80,7 @@ def _check_as_deepspeed(config: dict[str, Any], path: Path) -> None:
         else:
             said = f"sets {key} to {str(fault['input'])[:80]}: {fault['msg']}; correct it"
         raise RecipeError(f"{path} {said}") from error
-    except (
-        AssertionError,
-        AttributeError,
-        KeyError,
-        TypeError,
-        ValueError,
-        OverflowError,
-    ) as error:
+    except _REFUSALS as error:
         said = " ".join(str(error).split())[:200]
         raise RecipeError(f"{path} is refused by DeepSpeed: {said}; correct it") from error
 

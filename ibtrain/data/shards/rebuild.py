@@ -112,36 +112,38 @@ def _entry(directory: Path, name: str) -> dict[str, Any]:
     }
 
 
-def _raw_bytes(stored: bytes, place: str) -> int:
+def _raw_bytes(stored: bytes, location: str) -> int:
     """How large a compressed shard says it will be; no more than an index may say."""
     try:
         size = int(zstandard.get_frame_parameters(stored).content_size)
     except zstandard.ZstdError as error:
-        raise ValueError(f"{place}: damaged: {error}; {DAMAGED}") from error
+        raise ValueError(f"{location}: damaged: {error}; {DAMAGED}") from error
     if size > min(MAXIMUM_SHARD_BYTES, FREE_BYTES + MAXIMUM_RATIO * len(stored)):
-        raise ValueError(f"{place}: would unpack to {size} bytes, which is no shard; {DAMAGED}")
+        raise ValueError(f"{location}: would unpack to {size} bytes, which is no shard; {DAMAGED}")
     return size
 
 
-def _header(raw: bytes, place: str) -> tuple[dict[str, Any], int]:
+def _header(raw: bytes, location: str) -> tuple[dict[str, Any], int]:
     """The header of a raw shard, held against our columns, and its count of samples."""
     samples = int.from_bytes(raw[:4], "little")
     if not 0 < samples <= len(raw) // (4 + 4 * len(COLUMNS)):
-        raise ValueError(f"{place}: is no shard, or a damaged one; {DAMAGED}")
+        raise ValueError(f"{location}: is no shard, or a damaged one; {DAMAGED}")
     begin = 4 * (samples + 2)
-    end = int(sample_offsets(raw[:begin], len(raw), samples, place)[0])
+    end = int(sample_offsets(raw[:begin], len(raw), samples, location)[0])
     if end - begin > _MAXIMUM_HEADER_BYTES:
-        raise ValueError(f"{place}: its header has {end - begin} bytes, too many; {DAMAGED}")
+        raise ValueError(f"{location}: its header has {end - begin} bytes, too many; {DAMAGED}")
     try:
         header = json.loads(raw[begin:end].decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"{place}: its header is damaged: {str(error)[:200]}; {DAMAGED}"
+            f"{location}: its header is damaged: {str(error)[:200]}; {DAMAGED}"
         ) from error
     if not isinstance(header, dict) or header.get("column_names") != list(COLUMNS):
-        raise ValueError(f"{place}: its columns are not those that `ibtrain data prepare` writes")
+        raise ValueError(
+            f"{location}: its columns are not those that `ibtrain data prepare` writes"
+        )
     if not isinstance(header.get("hashes"), list):
-        raise ValueError(f"{place}: its header names no hashes; {DAMAGED}")
+        raise ValueError(f"{location}: its header names no hashes; {DAMAGED}")
     kept = ("column_encodings", "column_names", "column_sizes", "compression", "format", "hashes")
     return {key: header.get(key) for key in (*kept, "size_limit", "version")}, samples
 
