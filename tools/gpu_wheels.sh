@@ -56,7 +56,8 @@ DS_BUILD_OPS=0 "${pip[@]}" wheel --quiet --no-deps --wheel-dir "$fresh" "${SOURC
 
 for wheel in "$fresh"/*.whl; do
     case $wheel in
-        *-none-any.whl | *-"cp${PYTHON_VERSION/./}"-*x86_64.whl) ;;
+        *-none-any.whl | *-none-manylinux*x86_64.whl | *-abi3-manylinux*x86_64.whl) ;;
+        *-"cp${PYTHON_VERSION/./}"-manylinux*x86_64.whl) ;;
         *)
             echo "gpu_wheels: ${wheel##*/} would not run there: it is built for this machine" >&2
             exit 1
