@@ -14,6 +14,8 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from yaml import YAMLError
 
+from ibtrain.files import refuse_unbounded_yaml
+
 RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -325,6 +327,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
                 "(for example training.steps=100)"
             )
     try:
+        refuse_unbounded_yaml(path)
         loaded = OmegaConf.load(path)
         if not isinstance(loaded, DictConfig):
             raise RecipeError(f"{path} is not a mapping of keys to values")
@@ -333,7 +336,9 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
             parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
             OmegaConf.update(loaded, key, parsed["value"])
         values = OmegaConf.to_container(loaded, resolve=True)
-    except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
+    except (OmegaConfBaseException, YAMLError, OSError, ValueError, RecursionError) as error:
+        if isinstance(error, RecipeError):
+            raise
         raise RecipeError(f"{path} cannot be read as a recipe: {error}") from error
     try:
         return Recipe.model_validate(values)

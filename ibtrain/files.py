@@ -11,7 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
+from yaml import MappingNode, Node, SequenceNode
+
 _LARGEST_JSON = 64 * 2**20
+_LARGEST_YAML = 2**20
+_MOST_VALUES = 100_000
 
 
 class FileError(ValueError):
@@ -60,6 +65,36 @@ def sync_tree(directory: Path) -> None:
     for path in directory.rglob("*"):
         sync(path)
     sync(directory)
+
+
+def refuse_unbounded_yaml(path: Path) -> None:
+    """Refuses a YAML file that is large, or grows so by its aliases, before it is loaded.
+
+    Raises:
+        ValueError: saying which of both.
+        yaml.YAMLError: when it is no YAML.
+        OSError: when it cannot be read.
+    """
+    with path.open("rb") as file:
+        text = file.read(_LARGEST_YAML + 1)
+    if len(text) > _LARGEST_YAML:
+        raise ValueError(f"it has more than {_LARGEST_YAML} bytes")
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    if node is not None and _values(node, {}) > _MOST_VALUES:
+        raise ValueError(f"its aliases make more than {_MOST_VALUES} values of it")
+
+
+def _values(node: Node, known: dict[int, int]) -> int:
+    """How many values a node and all below it are, once aliases are written out."""
+    if id(node) not in known:
+        known[id(node)] = _MOST_VALUES + 1  # of one that holds itself
+        below: list[Node] = []
+        if isinstance(node, MappingNode):
+            below = [one for pair in node.value for one in pair]
+        elif isinstance(node, SequenceNode):
+            below = node.value
+        known[id(node)] = 1 + sum(_values(one, known) for one in below)
+    return known[id(node)]
 
 
 def sha256_of(path: Path) -> str:

@@ -1,4 +1,6 @@
+import os
 from pathlib import Path
+from random import Random
 
 import pytest
 import yaml
@@ -12,6 +14,7 @@ from ibtrain.config import (
     shipped_recipes,
 )
 from ibtrain.sharding import read_sharding
+from tests.data.mutations import mutate
 
 MINIMAL = """\
 name: small
@@ -368,3 +371,34 @@ def test_a_deepspeed_file_that_is_none(text, fault, tmp_path):
     (tmp_path / "own.json").write_text(text)
     with pytest.raises(RecipeError, match=fault):
         read_sharding(str(tmp_path / "own.json"))
+
+
+def test_damaged_recipes_end_in_sentences(tmp_path):
+    """A changing seed; a failure shows it as the last that was printed."""
+    count = max(40, int(os.environ.get("IBTRAIN_FUZZ", "0")) // 4)
+    start = Random().randrange(10**9)
+    sources = [file.read_bytes() for file in shipped_recipes().values()]
+    path = tmp_path / "own.yaml"
+    outcomes = set()
+    for seed in range(start, start + count):
+        random = Random(seed)
+        mutation = mutate(random.choice(sources), ".yaml", random)
+        print(seed, mutation.done)
+        path.write_bytes(mutation.data)
+        try:
+            load_recipe(str(path), [f"root={tmp_path}"])
+            outcomes.add("read")
+        except RecipeError as error:
+            assert str(path) in str(error), seed
+            outcomes.add("refused")
+    assert "refused" in outcomes
+
+
+def test_a_recipe_that_grows_when_read_is_refused(tmp_path):
+    path = tmp_path / "own.yaml"
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
+    for text in ("\n".join(lines), "name: x\noutput: " + "[" * 30_000, "a: &a [*a]", "x" * 2**21):
+        path.write_text(text)
+        with pytest.raises(RecipeError, match=r"own\.yaml cannot be read as a recipe"):
+            load_recipe(str(path))

@@ -28,13 +28,16 @@ def installed(tmp_path_factory) -> Path:
     """
     directory = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", directory, ROOT], check=True)
+    subprocess.run(
+        [*pip, "wheel", "--no-deps", "--wheel-dir", directory, ROOT], check=True, env=ENVIRONMENT
+    )
     (wheel,) = directory.glob("ibtrain-*.whl")
     venv.create(directory / "venv", with_pip=False)
     python = directory / "venv/bin/python"
     site = next((directory / "venv/lib").glob("python*/site-packages"))
     (site / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    subprocess.run([*pip, "--python", python, "install", "--no-deps", wheel], check=True)
+    install = [*pip, "--python", python, "install", "--no-deps", wheel]
+    subprocess.run(install, check=True, env=ENVIRONMENT)
     return directory / "venv/bin/ibtrain"
 
 
@@ -54,7 +57,7 @@ def run(installed, tmp_path_factory):
 
 
 def test_it_is_the_wheel_that_runs(installed):
-    code = "import ibtrain.config as c; print(c.__file__, c.DS_CONFIGS)"
+    code = "import ibtrain.sharding as s; print(s.__file__, s.DS_CONFIGS)"
     told = subprocess.run(
         [installed.with_name("python"), "-c", code],
         cwd="/",

@@ -426,7 +426,7 @@ def _start_mixture(directory: Path) -> dict[str, Any]:
     begin, used = time.perf_counter(), time.process_time()
     resolved = resolve_mixture(recipe.data, 128)
     fingerprint_of = order_fingerprint(recipe, resolved)
-    order = epoch_order(resolved.order_parts(), 0, seed=0, global_batch=128)
+    order = epoch_order(resolved.order_strata(), 0, seed=0, global_batch=128)
     seconds, used = time.perf_counter() - begin, time.process_time() - used
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {

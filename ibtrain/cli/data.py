@@ -56,6 +56,9 @@ def add_data(verbs: Any) -> None:
     verify.add_argument(
         "--repair-from", metavar="DIR_OR_URL", help="replace what differs by this other copy's"
     )
+    verify.add_argument(
+        "--rebuild-index", action="store_true", help="make a lost index again from the shards"
+    )
     verify.add_argument("--workers", type=int, default=1, metavar="N")
     mixture = verb_of(nested, "mixture", _mixture, "a recipe's mixture: size, weight and share")
     mixture.add_argument("recipe", metavar="RECIPE")
@@ -153,9 +156,11 @@ def _prepare(parsed: argparse.Namespace) -> int:
 def _verify(parsed: argparse.Namespace) -> int:
     from dataclasses import asdict
 
+    from ibtrain.data.shards.rebuild import rebuild_index
     from ibtrain.data.shards.repair import repair
     from ibtrain.data.shards.verify import verify
 
+    rebuilt = rebuild_index(parsed.directory) if parsed.rebuild_index else None
     shown = {"workers": parsed.workers, "progress": sys.stderr.isatty()}
     report = verify(parsed.directory, **shown)
     replaced: tuple[str, ...] = ()
@@ -167,10 +172,12 @@ def _verify(parsed: argparse.Namespace) -> int:
         "records": report.records,
         "bad": [asdict(problem) for problem in report.bad],
         "leftovers": report.leftovers,
+        "rebuilt": rebuilt is not None,
         "replaced": replaced,
         "not_replaced": refused,
     }
-    lines = [f"replaced {name}" for name in replaced]
+    lines = [] if rebuilt is None else [f"index.json is made again of {len(rebuilt.shards)} shards"]
+    lines += [f"replaced {name}" for name in replaced]
     lines += [f"not replaced: {reason}" for reason in refused]
     lines += [f"bad {problem}" for problem in report.bad]
     lines += [

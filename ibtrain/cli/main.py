@@ -40,6 +40,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     parsed, others = parser.parse_known_args(arguments)
     overrides = [other for other in others if "=" in other and not other.startswith("-")]
+    if any(other.startswith(("--local_rank", "--local-rank")) for other in others):
+        parser.error(
+            f"{others[0]} comes from the launcher: start with `deepspeed --no_local_rank` or with "
+            "torchrun, which tell it by LOCAL_RANK"
+        )
     if len(overrides) < len(others) or (others and "overrides" not in parsed):
         parser.error(f"unrecognized arguments: {' '.join(others)}")
     if overrides:

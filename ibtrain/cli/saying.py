@@ -23,7 +23,13 @@ def show_messages(level: int) -> None:
 
 def rank() -> int:
     """This process' among those that a launcher started."""
-    return int(os.environ.get("RANK", "0"))
+    launched = any(name.endswith(("RANK", "_PROCID")) for name in os.environ)
+    if not launched:
+        return 0
+    # What it imports takes seconds, which only those that were launched need.
+    from ibtrain.distributed.launchers import rank_told
+
+    return rank_told()
 
 
 def complain(error: BaseException | str) -> None:

@@ -2,13 +2,12 @@
 
 import atexit
 import os
-import socket
 import time
 from datetime import timedelta
 
 import torch
 
-from ibtrain.config import RecipeError
+from ibtrain.distributed.launchers import LaunchError, find_start
 from ibtrain.distributed.ranks import Ranks
 
 TIMEOUT = timedelta(minutes=30)
@@ -19,28 +18,13 @@ def start_processes() -> Ranks:
     """Joins the process group that the launcher prepared, or makes one of a single process.
 
     Raises:
-        RecipeError: when several tasks were started without telling them who they are.
+        LaunchError: when the launcher's variables do not say which process this is; a ValueError.
     """
-    if "RANK" not in os.environ:
-        if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-            raise RecipeError(
-                f"{os.environ['SLURM_STEP_NUM_TASKS']} tasks were started by srun, but RANK and "
-                "WORLD_SIZE are not set, so each would train alone on everything; export RANK, "
-                "WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT in the task"
-            )
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-        os.environ.update(alone, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    # The deepspeed launcher sets LOCAL_SIZE only; Streaming reads LOCAL_WORLD_SIZE.
-    os.environ.setdefault("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1"))
-    ranks = Ranks(
-        rank=int(os.environ["RANK"]),
-        world=int(os.environ["WORLD_SIZE"]),
-        local_rank=int(os.environ.get("LOCAL_RANK", "0")),
-        local_world=int(os.environ["LOCAL_WORLD_SIZE"]),
-    )
+    start = find_start()
+    ranks = start.ranks
+    # torch.distributed, DeepSpeed and Streaming read them there.
+    os.environ.update(start.variables)
+    _refuse_missing_device(ranks)
     if torch.cuda.is_available():
         torch.cuda.set_device(ranks.local_rank)
     elif "OMP_NUM_THREADS" not in os.environ:
@@ -50,6 +34,15 @@ def start_processes() -> Ranks:
     )
     atexit.register(_leave_processes)
     return ranks
+
+
+def _refuse_missing_device(ranks: Ranks) -> None:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if 0 < count <= ranks.local_rank:
+        raise LaunchError(
+            f"LOCAL_RANK is {ranks.local_rank}, but this process sees {count} GPUs; start as many "
+            "processes per node as there are, and let each see all of them"
+        )
 
 
 def _leave_processes() -> None:

@@ -4,27 +4,33 @@ Only this file and checkpoint.py know DeepSpeed.
 """
 
 import contextlib
+import copy
+import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import torch
+from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 from transformers import InstructBlipConfig
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 import deepspeed
+from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.zero import GatheredParameters
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
 from ibtrain.batch import Batch
-from ibtrain.config import Recipe, RecipeError, micro_batches_per_step
+from ibtrain.config import Recipe, RecipeError
 from ibtrain.distributed.ranks import Ranks
 from ibtrain.kernels import allow_triton
 from ibtrain.model.instructblip import InstructBlip, set_trainable
 from ibtrain.model.language import restore_frequencies
 from ibtrain.pretrained.tensors import TensorSource
-from ibtrain.sharding import read_sharding, sharding_file
+from ibtrain.sharding import DETERMINED, determined, read_sharding, sharding_file
 from ibtrain.training.loading import fill_partitions, fill_replicas, memory_given_back
 
 if not torch.cuda.is_available():
@@ -33,6 +39,8 @@ if not torch.cuda.is_available():
     # lock file at which every later start waits for ever.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
+_REFUSALS = (AssertionError, AttributeError, LookupError, TypeError, ValueError, ArithmeticError)
+"""What DeepSpeed raises of a configuration that it does not like."""
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -40,34 +48,51 @@ def sharding_config(recipe: Recipe, world: int) -> dict[str, Any]:
     """The DeepSpeed configuration: the chosen file, with what the recipe determines filled in.
 
     Raises:
-        RecipeError: when the file is missing, sets what the recipe sets or has another ZeRO stage
-            than 1, 2 or 3, or when the global batch does not divide among the ranks.
+        RecipeError: when the file is missing, sets what the recipe determines otherwise, or holds
+            what cannot be used, or when the global batch does not divide among the ranks.
     """
     config = read_sharding(recipe.sharding)
-    if _stage(config) not in (1, 2, 3):
-        raise RecipeError(
-            f"sharding {recipe.sharding!r} has ZeRO stage {_stage(config)}; use 1, 2 or 3"
-        )
-    training = recipe.training
-    filled = {
-        "train_micro_batch_size_per_gpu": training.micro_batch,
-        "gradient_accumulation_steps": micro_batches_per_step(recipe, world),
-        "gradient_clipping": training.gradient_clip,
-        # What is not finite shows in the gradient norm, at which the run ends (loop.py).
-        # DeepSpeed's own look at every tensor is half of what a GPU is told to do in a 7B's step.
-        "bf16": {"enabled": recipe.model.precision == "bf16", "check_grad_overflow": False},
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 10**9,
-        "wall_clock_breakdown": False,
-    }
-    clash = sorted(set(config) & set(filled))
-    if clash:
-        raise RecipeError(
-            f"{sharding_file(recipe.sharding)} sets {clash[0]!r}, which the recipe determines; "
-            "remove it there"
-        )
-    return config | filled
+    filled = determined(config, recipe, world)
+    passed_on = {key: value for key, value in config.items() if key not in DETERMINED}
+    quiet = {"steps_per_print": 10**9, "wall_clock_breakdown": False}
+    whole = quiet | passed_on | filled
+    _check_as_deepspeed(whole, sharding_file(recipe.sharding))
+    return whole
+
+
+def _check_as_deepspeed(config: dict[str, Any], path: Path) -> None:
+    """Has DeepSpeed read a configuration before anything is loaded.
+
+    Raises:
+        RecipeError: with the first of the keys that it refuses.
+    """
+    try:
+        DeepSpeedConfig(copy.deepcopy(config))
+    except ValidationError as error:
+        fault = error.errors()[0]
+        above = "zero_optimization." if error.title == DeepSpeedZeroConfig.__name__ else ""
+        key = above + ".".join(str(name) for name in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            names = _names_in(DeepSpeedZeroConfig)
+            near = difflib.get_close_matches(str(fault["loc"][-1]), names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "remove it"
+            said = f"has a key that DeepSpeed does not know, {key!r}; {hint}"
+        else:
+            said = f"sets {key} to {str(fault['input'])[:80]}: {fault['msg']}; correct it"
+        raise RecipeError(f"{path} {said}") from error
+    except _REFUSALS as error:
+        said = " ".join(str(error).split())[:200]
+        raise RecipeError(f"{path} is refused by DeepSpeed: {said}; correct it") from error
+
+
+def _names_in(model: type[BaseModel]) -> list[str]:
+    """Keys of a section of DeepSpeed's, and of the sections within it."""
+    names = [field.alias or name for name, field in model.model_fields.items()]
+    for field in model.model_fields.values():
+        for inner in (field.annotation, *get_args(field.annotation)):
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                names += _names_in(inner)
+    return names
 
 
 def load_model(

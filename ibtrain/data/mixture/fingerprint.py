@@ -26,7 +26,7 @@ def order_fingerprint(recipe: Recipe, mixture: Mixture) -> dict[str, Any]:
                 "share": dataset.share,
                 "samples": dataset.size,
                 "shards": fingerprint(dataset.index),
-                "draws": {part.form or "all": part.draws for part in dataset.parts},
+                "draws": {stratum.form or "all": stratum.draws for stratum in dataset.strata},
             }
             for dataset in mixture.datasets
         },

@@ -82,22 +82,22 @@ class _Draws:
 
     def __iter__(self) -> Iterator[list[Draw]]:
         mixture = self._mixture
-        parts = mixture.order_parts()
+        strata = mixture.order_strata()
         epoch, begin = divmod(self._first_step, mixture.epoch_samples // mixture.global_batch)
-        first_place = self._rank * (mixture.global_batch // self._world)
+        first_position = self._rank * (mixture.global_batch // self._world)
         while True:
             order = epoch_order(
-                parts,
+                strata,
                 epoch,
                 seed=self._seed,
                 global_batch=mixture.global_batch,
                 draw=mixture.draw,
             ).share(self._rank, self._world)
-            for step in range(begin, len(order.part)):
-                columns = (order.part[step], order.number[step], order.repeat[step])
+            for step in range(begin, len(order.stratum)):
+                columns = (order.stratum[step], order.number[step], order.repeat[step])
                 rows = zip(*(column.tolist() for column in columns), strict=True)
-                place = step * mixture.global_batch + first_place
-                yield [Draw(epoch, place + offset, *row) for offset, row in enumerate(rows)]
+                position = step * mixture.global_batch + first_position
+                yield [Draw(epoch, position + offset, *row) for offset, row in enumerate(rows)]
             epoch, begin = epoch + 1, 0
 
 

@@ -21,7 +21,7 @@ from ibtrain.data.mixture.collate import Sample
 from ibtrain.data.mixture.preview_page import ShownDataset, ShownSample, ShownText, page
 from ibtrain.data.mixture.reader import MixtureReader
 from ibtrain.data.mixture.sampling import augmentation_for, draw_sample
-from ibtrain.data.mixture.shares import MixedPart, Mixture
+from ibtrain.data.mixture.shares import Mixture, MixtureStratum
 from ibtrain.data.records import Record
 from ibtrain.files import write_whole
 
@@ -97,16 +97,16 @@ def _shown_dataset(
 ) -> ShownDataset:
     dataset = mixture.datasets[number]
     own = [
-        (position, part)
-        for position, (of, part) in enumerate(mixture.parts())
-        if of == number and part.draws
+        (index, stratum)
+        for index, (of, stratum) in enumerate(mixture.strata())
+        if of == number and stratum.draws
     ]
     shown: list[ShownSample] = []
     troubles: list[str] = []
     task = ""
-    for position, place in _places(own, samples, Random(f"preview/{recipe.seed}/{dataset.name}")):
+    for index, sample in _samples(own, samples, Random(f"preview/{recipe.seed}/{dataset.name}")):
         try:
-            record = reader.record(position, place)
+            record = reader.record(index, sample)
             shown.append(_shown_sample(record, recipe))
             task = record.task
         except ValueError as error:
@@ -119,23 +119,25 @@ def _shown_dataset(
         size=dataset.size,
         share=dataset.share,
         samples_per_epoch=dataset.samples_per_epoch,
-        forms=tuple((part.form, part.draws) for _, part in own if part.form is not None),
+        forms=tuple(
+            (stratum.form, stratum.draws) for _, stratum in own if stratum.form is not None
+        ),
         samples=tuple(shown),
         trouble=f"{len(troubles)} cannot be shown: {troubles[0]}" if troubles else "",
     )
 
 
-def _places(
-    parts: list[tuple[int, MixedPart]], samples: int, source: Random
+def _samples(
+    strata: list[tuple[int, MixtureStratum]], samples: int, source: Random
 ) -> Iterator[tuple[int, int]]:
-    """(part, sample) pairs, from one shard of each part, in stored order."""
-    for turn, (position, part) in enumerate(parts):
-        wanted = len(range(turn, samples, len(parts)))
-        ends = np.cumsum(part.shard_samples)
-        shard = int(np.searchsorted(ends, source.randrange(part.size), "right"))
-        begin, end = int(ends[shard] - part.shard_samples[shard]), int(ends[shard])
+    """(stratum, sample) pairs, from one shard of each stratum, in stored order."""
+    for turn, (index, stratum) in enumerate(strata):
+        wanted = len(range(turn, samples, len(strata)))
+        ends = np.cumsum(stratum.shard_samples)
+        shard = int(np.searchsorted(ends, source.randrange(stratum.size), "right"))
+        begin, end = int(ends[shard] - stratum.shard_samples[shard]), int(ends[shard])
         for number in sorted(source.sample(range(begin, end), min(wanted, end - begin))):
-            yield position, number
+            yield index, number
 
 
 def _shown_sample(record: Record, recipe: Recipe) -> ShownSample:

@@ -44,7 +44,7 @@ class Ledger:
     def __init__(self, mixture: Mixture, budget: float) -> None:
         self._budget = budget
         self._sizes = {dataset.name: dataset.size for dataset in mixture.datasets}
-        self._places = {dataset.name: dataset.place for dataset in mixture.datasets}
+        self._locations = {dataset.name: dataset.location for dataset in mixture.datasets}
         self._shards: dict[tuple[str, str], int] = {}
         self._records: set[tuple[str, str, int]] = set()
         self._refetched: set[tuple[str, str, str]] = set()
@@ -86,10 +86,10 @@ class Ledger:
         if lost <= self._budget * size:
             return
         record = "" if incident.record is None else f", record {incident.record}"
-        place = self._places[incident.dataset]
+        location = self._locations[incident.dataset]
         raise BadDataError(
             f"{lost} of {size} samples of {incident.dataset} cannot be read, more than "
             f"data.bad_shard_budget={self._budget:g} allows; the last is the shard "
-            f"{place}/{incident.shard}{record}: {incident.reason}. Repair it with `ibtrain data "
-            f"verify {place} --repair-from DIR_OR_URL`, or raise data.bad_shard_budget"
+            f"{location}/{incident.shard}{record}: {incident.reason}. Repair it with `ibtrain data "
+            f"verify {location} --repair-from DIR_OR_URL`, or raise data.bad_shard_budget"
         )

@@ -19,15 +19,15 @@ _MOST_REPLACEMENTS = 1000
 
 
 class Draw(NamedTuple):
-    """A place of the order: which epoch, which place in it, and the sample that stands there.
+    """One draw of the order: which epoch, which position in it, and the sample that stands there.
 
-    `part` counts the mixture's parts, `number` the part's samples; `repeat` tells two draws of a
-    sample in one epoch apart.
+    `stratum` counts the mixture's strata, `number` the stratum's samples; `repeat` tells two draws
+    of a sample in one epoch apart.
     """
 
     epoch: int
-    place: int
-    part: int
+    position: int
+    stratum: int
     number: int
     repeat: int
 
@@ -48,10 +48,10 @@ class MixtureReader:
 
     def __init__(self, recipe: Recipe, mixture: Mixture, cache: Path) -> None:
         self._recipe = recipe
-        self._parts = mixture.parts()
+        self._strata = mixture.strata()
         self._names = [dataset.name for dataset in mixture.datasets]
         self._shards = [
-            ShardCache(dataset.name, dataset.place, dataset.index, cache)
+            ShardCache(dataset.name, dataset.location, dataset.index, cache)
             for dataset in mixture.datasets
         ]
         self._ends = [
@@ -65,31 +65,30 @@ class MixtureReader:
     def sample(self, draw: Draw) -> Sample:
         """The sample of a draw, or the one in its stead.
 
-        A replacement is of the same part, and chosen by (seed, epoch, place) alone.
+        A replacement is of the same stratum, and chosen by (seed, epoch, position) alone.
 
         Raises:
             BadDataError: more is bad than the budget allows.
             CacheError: the cache cannot be written (an OSError).
         """
-        size = self._parts[draw.part][1].size
+        size = self._strata[draw.stratum][1].size
         number = draw.number
         for attempt in range(_MOST_REPLACEMENTS):
             sample = self._try(draw, number)
             if sample is not None:
                 return sample
-            number = replacement(self._recipe.seed, draw.epoch, draw.place, attempt, size)
-        raise BadDataError(
-            f"no sample of {self._parts[draw.part][1].name} in {_MOST_REPLACEMENTS} could be read"
-        )
+            number = replacement(self._recipe.seed, draw.epoch, draw.position, attempt, size)
+        name = self._strata[draw.stratum][1].name
+        raise BadDataError(f"no sample of {name} in {_MOST_REPLACEMENTS} could be read")
 
-    def record(self, part: int, number: int) -> Record:
-        """Sample `number` of a part.
+    def record(self, stratum: int, number: int) -> Record:
+        """Sample `number` of a stratum.
 
         Raises:
             ValueError: it is bad, or its shard is (BadShardError).
             CacheError: the cache cannot be written (an OSError).
         """
-        dataset, shard, row = self._locate(part, number)
+        dataset, shard, row = self._locate(stratum, number)
         record = self._shards[dataset].record(shard, row)
         # A dataset is called by its name in the mixture, whatever it was called when prepared.
         return replace(record, dataset=self._names[dataset])
@@ -99,21 +98,21 @@ class MixtureReader:
         taken, self._incidents = self._incidents, []
         return taken
 
-    def _locate(self, part: int, number: int) -> tuple[int, int, int]:
+    def _locate(self, stratum: int, number: int) -> tuple[int, int, int]:
         """Dataset, shard, and row of the shard."""
-        dataset, mixed = self._parts[part]
+        dataset, mixed = self._strata[stratum]
         at = number if mixed.members is None else int(mixed.members[number])
         shard = int(np.searchsorted(self._ends[dataset], at, "right"))
         return dataset, shard, at - int(self._ends[dataset][shard - 1] if shard else 0)
 
     def _try(self, draw: Draw, number: int) -> Sample | None:
         """The sample, or None after it was set aside."""
-        dataset, shard, row = self._locate(draw.part, number)
+        dataset, shard, row = self._locate(draw.stratum, number)
         if (dataset, shard, row) in self._bad_records:
             self._note("replaced", dataset, shard, row, "")
             return None
         try:
-            record = self.record(draw.part, number)
+            record = self.record(draw.stratum, number)
             return draw_sample(record, self._recipe, draw.epoch, draw.repeat)
         except BadShardError as error:
             self._note("shard", dataset, shard, None, str(error))

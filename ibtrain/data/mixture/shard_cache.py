@@ -58,19 +58,19 @@ class ShardCache:
 
     Args:
         name: the dataset's.
-        place: the directory or the address where its shards are kept.
+        location: the directory or the address where its shards are kept.
         index: of the shards.
         cache: where raw shards are put, in a directory of their own content.
     """
 
-    def __init__(self, name: str, place: str, index: ShardIndex, cache: Path) -> None:
+    def __init__(self, name: str, location: str, index: ShardIndex, cache: Path) -> None:
         self.index = index
         self.bad: dict[int, str] = {}
         """Shards that are given up, by number, with the reason."""
         self.repaired: list[tuple[int, str]] = []
         """Shards that were bad and are good after they were fetched again, with the reason."""
-        self._place = place
-        self._source = local_directory(place)
+        self._location = location
+        self._source = local_directory(location)
         self._directory = cache / f"{name}-{fingerprint(index)[:16]}"
         self._open: OrderedDict[int, RawShard] = OrderedDict()
         self._verified: set[int] = set()
@@ -135,9 +135,9 @@ class ShardCache:
         if opened is not None:
             opened.close()
 
-    def place_of(self, number: int) -> str:
+    def location_of(self, number: int) -> str:
         """Where a shard is kept, for messages."""
-        return f"{self._place.rstrip('/')}/{self.index.shards[number].name}"
+        return f"{self._location.rstrip('/')}/{self.index.shards[number].name}"
 
     def _in_place(self, shard: ShardFile) -> bool:
         return self._source is not None and not shard.compressed
@@ -151,7 +151,7 @@ class ShardCache:
             if not wrong:
                 self._verified.add(number)
                 return self._source
-        raise ValueError(f"{self.place_of(number)}: {wrong}")
+        raise ValueError(f"{self.location_of(number)}: {wrong}")
 
     def _cached(self, number: int) -> Path:
         """The directory with the verified raw file of a shard, fetched where it is not there."""
@@ -188,26 +188,26 @@ class ShardCache:
     def _fetch(self, number: int) -> bytes:
         """The content of a shard; ValueError where it is not what its index says."""
         shard = self.index.shards[number]
-        place = self.place_of(number)
+        location = self.location_of(number)
         if self._source is not None:
             stored = stored_bytes(ShardIndex(self._source, (shard,), shard.samples), shard)
         else:
             temporary = _temporary(self._directory / shard.name)
-            fetch_file(place, temporary)
+            fetch_file(location, temporary)
             try:
                 one = replace(shard, name=temporary.name)
                 stored = stored_bytes(ShardIndex(self._directory, (one,), shard.samples), one)
             except ValueError as error:
-                raise ValueError(str(error).replace(str(temporary), place)) from error
+                raise ValueError(str(error).replace(str(temporary), location)) from error
             finally:
                 temporary.unlink(missing_ok=True)
         wrong = wrong_hashes(stored, _fastest(shard.hashes))
         if wrong:
-            raise ValueError(f"{place}: {wrong} differs from the index")
-        raw = unpacked(stored, shard, place)
+            raise ValueError(f"{location}: {wrong} differs from the index")
+        raw = unpacked(stored, shard, location)
         wrong = wrong_hashes(raw, _fastest(shard.raw_hashes))
         if wrong:
-            raise ValueError(f"{place}: {wrong} of the unpacked shard differs from the index")
+            raise ValueError(f"{location}: {wrong} of the unpacked shard differs from the index")
         return raw
 
     @contextlib.contextmanager
@@ -276,18 +276,18 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f"{_temporary_prefix(path.name)}{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
-def remote_index_directory(place: str, cache: Path) -> Path:
+def remote_index_directory(location: str, cache: Path) -> Path:
     """Fetches the index of shards in an object store; returns the directory that it is put in.
 
     Raises:
         FetchError: it cannot be had.
         OSError: the cache cannot be written.
     """
-    assert is_url(place)
-    directory = cache / f"index-{xxhash.xxh64(place.encode()).hexdigest()}"
+    assert is_url(location)
+    directory = cache / f"index-{xxhash.xxh64(location.encode()).hexdigest()}"
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "index.json"
     temporary = _temporary(path)
-    fetch_file(f"{place.rstrip('/')}/index.json", temporary)
+    fetch_file(f"{location.rstrip('/')}/index.json", temporary)
     temporary.replace(path)
     return directory

@@ -1,8 +1,8 @@
 """The balanced mixture: prepared datasets drawn together, in an order that the recipe determines.
 
-p_d is proportional to sqrt(size_d) times a named factor (paper, section 2.4). A dataset is one part
-of the mixture, or one part per form of its records where the recipe weighs forms. order.py says
-which sample of which part comes when, loader.py reads it.
+p_d is proportional to sqrt(size_d) times a named factor (paper, section 2.4). A dataset is one
+stratum of the mixture, or one stratum per form of its records where the recipe weighs forms.
+order.py says which sample of which stratum comes when, loader.py reads it.
 """
 
 import tempfile
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ibtrain.config import DataSection, MixtureEntry
-from ibtrain.data.mixture.order import OrderPart, largest_remainder
+from ibtrain.data.mixture.order import OrderStratum, largest_remainder
 from ibtrain.data.mixture.shard_cache import ShardCache, remote_index_directory
 from ibtrain.data.shards.records import ShardIndex, check_index, read_index
 from ibtrain.data.shards.remote import local_directory
@@ -25,7 +25,7 @@ _BALANCE = {"sqrt": 0.5, "proportional": 1.0, "uniform": 0.0}
 
 
 @dataclass(frozen=True)
-class MixedPart:
+class MixtureStratum:
     """Samples of a dataset that are drawn alike: all of them, or those of one form.
 
     `members` gives the samples' numbers in the dataset in rising order, None for all of them;
@@ -41,7 +41,7 @@ class MixedPart:
 
     @property
     def size(self) -> int:
-        """Samples of the part."""
+        """Samples of the stratum."""
         return int(self.shard_samples.sum())
 
 
@@ -54,14 +54,14 @@ class MixedDataset:
     """
 
     name: str
-    place: str
+    location: str
     index: ShardIndex
     size: int
     weight: float
     share: float
     samples_per_epoch: float
     draws: int
-    parts: tuple[MixedPart, ...]
+    strata: tuple[MixtureStratum, ...]
 
 
 @dataclass(frozen=True)
@@ -73,17 +73,20 @@ class Mixture:
     global_batch: int
     draw: Literal["sample", "batch"]
 
-    def parts(self) -> list[tuple[int, MixedPart]]:
-        """Every part, with the position of its dataset; the order counts parts so."""
+    def strata(self) -> list[tuple[int, MixtureStratum]]:
+        """Every stratum, with the position of its dataset; the order counts strata so."""
         return [
-            (position, part)
+            (position, stratum)
             for position, dataset in enumerate(self.datasets)
-            for part in dataset.parts
+            for stratum in dataset.strata
         ]
 
-    def order_parts(self) -> list[OrderPart]:
-        """The parts as the order takes them."""
-        return [OrderPart(part.name, part.shard_samples, part.draws) for _, part in self.parts()]
+    def order_strata(self) -> list[OrderStratum]:
+        """The strata as the order takes them."""
+        return [
+            OrderStratum(stratum.name, stratum.shard_samples, stratum.draws)
+            for _, stratum in self.strata()
+        ]
 
 
 def resolve_mixture(data: DataSection, global_batch: int, cache: Path | None = None) -> Mixture:
@@ -109,7 +112,7 @@ def resolve_mixture(data: DataSection, global_batch: int, cache: Path | None = N
             _divided(entry, index, data.balance, directory)
             for entry, index in zip(data.mixture, indexes, strict=True)
         ]
-    weights = [sum(part.weight for part in parts) for parts in divided]
+    weights = [sum(stratum.weight for stratum in strata) for strata in divided]
     total = sum(index.samples for index in indexes)
     asked = data.epoch_samples or total
     steps = asked // global_batch
@@ -123,16 +126,16 @@ def resolve_mixture(data: DataSection, global_batch: int, cache: Path | None = N
     datasets = tuple(
         MixedDataset(
             name=entry.dataset,
-            place=entry.path,
+            location=entry.path,
             index=index,
             size=index.samples,
             weight=weight,
             share=weight / sum(weights),
             samples_per_epoch=steps * global_batch * weight / sum(weights),
-            draws=sum(part.draws for part in parts),
-            parts=parts,
+            draws=sum(stratum.draws for stratum in strata),
+            strata=strata,
         )
-        for entry, index, weight, parts in zip(data.mixture, indexes, weights, draws, strict=True)
+        for entry, index, weight, strata in zip(data.mixture, indexes, weights, draws, strict=True)
     )
     return Mixture(datasets, steps * global_batch, global_batch, data.draw)
 
@@ -146,11 +149,11 @@ def _kept_or_temporary(cache: Path | None) -> Iterator[Path]:
         yield Path(directory)
 
 
-def _open_index(place: str, cache: Path) -> ShardIndex:
-    directory = local_directory(place)
+def _open_index(location: str, cache: Path) -> ShardIndex:
+    directory = local_directory(location)
     if directory is not None:
         return check_index(directory)
-    return read_index(remote_index_directory(place, cache))
+    return read_index(remote_index_directory(location, cache))
 
 
 @dataclass(frozen=True)
@@ -165,8 +168,8 @@ class _Form:
 
 def _divided(
     entry: MixtureEntry, index: ShardIndex, balance: str, cache: Path
-) -> tuple[MixedPart, ...]:
-    """The parts of a dataset; a form has its part of the dataset's weight, times its factor."""
+) -> tuple[MixtureStratum, ...]:
+    """The strata of a dataset; a form has its portion of the dataset's weight, times its factor."""
     if entry.forms:
         forms = _forms(entry, index, cache)
     else:
@@ -174,7 +177,7 @@ def _divided(
         forms = [_Form(None, 1.0, None, whole)]
     weight = index.samples ** _BALANCE[balance] * entry.factor
     return tuple(
-        MixedPart(
+        MixtureStratum(
             name=entry.dataset if form.name is None else f"{entry.dataset}/{form.name}",
             form=form.name,
             members=form.members,
@@ -229,23 +232,25 @@ def _draws(
     units: int,
     unit: int,
     entries: Sequence[MixtureEntry],
-    divided: Sequence[tuple[MixedPart, ...]],
-) -> list[tuple[MixedPart, ...]]:
-    """The parts with their draws: units go to the datasets first, then to a dataset's parts."""
+    divided: Sequence[tuple[MixtureStratum, ...]],
+) -> list[tuple[MixtureStratum, ...]]:
+    """The strata with their draws: units go to the datasets first, then to a dataset's strata."""
     names = [entry.dataset for entry in entries]
     of_datasets = largest_remainder(
-        units, [sum(part.weight for part in parts) for parts in divided], names
+        units, [sum(stratum.weight for stratum in strata) for strata in divided], names
     )
     return [
         tuple(
-            replace(part, draws=count * unit)
-            for part, count in zip(
-                parts,
+            replace(stratum, draws=count * unit)
+            for stratum, count in zip(
+                strata,
                 largest_remainder(
-                    given, [part.weight for part in parts], [part.name for part in parts]
+                    given,
+                    [stratum.weight for stratum in strata],
+                    [stratum.name for stratum in strata],
                 ),
                 strict=True,
             )
         )
-        for parts, given in zip(divided, of_datasets, strict=True)
+        for strata, given in zip(divided, of_datasets, strict=True)
     ]

@@ -35,7 +35,7 @@ from ibtrain.data.preparation.merging import (
 from ibtrain.data.preparation.survey import PLAN, Plan, load_plan, make_plan
 from ibtrain.data.preparation.workers import Report, run_beside
 from ibtrain.data.shards.card import CARD, QUARANTINE
-from ibtrain.data.shards.index import INDEX
+from ibtrain.data.shards.index import INDEX, REBUILD
 from ibtrain.data.shards.records import check_index
 from ibtrain.data.video import FRAMES
 from ibtrain.files import BusyError, locked
@@ -202,6 +202,8 @@ def _refuse_foreign(out: Path) -> None:
         raise ValueError(f"{out} is no directory; name another one")
     names = {path.name for path in out.iterdir()} if out.is_dir() else set()
     foreign = sorted(names - {PARTS, CARD, QUARANTINE})
+    if PARTS not in names and any(is_shard(name) for name in names):
+        raise ValueError(f"{out} holds shards and no {INDEX}; {REBUILD.format(out)}")
     if foreign and (PARTS not in names or any(not is_shard(name) for name in foreign)):
         raise ValueError(
             f"{out} is not empty and holds no shards that were written whole; "

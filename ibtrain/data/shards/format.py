@@ -26,7 +26,7 @@ _MAXIMUM_WINDOW_BYTES = 1 << 27  # as zstd's own command line allows
 _SIZES = struct.Struct(f"<{len(COLUMNS)}I")
 
 
-def unpack(data: bytes, expected: int, place: str) -> bytes:
+def unpack(data: bytes, expected: int, location: str) -> bytes:
     """Decompresses a zstd shard, after its header says that this gives what the index says.
 
     Memory is bounded by `expected`: the library decompresses at once, into a buffer of what the
@@ -35,7 +35,7 @@ def unpack(data: bytes, expected: int, place: str) -> bytes:
     Args:
         data: the file as stored.
         expected: bytes of the raw shard.
-        place: the file, for messages.
+        location: the file, for messages.
 
     Raises:
         ValueError: damaged, of another size, of several frames, or asking for too much memory.
@@ -54,18 +54,18 @@ def unpack(data: bytes, expected: int, place: str) -> bytes:
         if len(raw) != expected:
             raise ValueError(f"it unpacked to {len(raw)} bytes, the index says {expected}")
     except (ValueError, zstandard.ZstdError) as error:
-        raise ValueError(f"{place}: damaged: {error}; {DAMAGED}") from error
+        raise ValueError(f"{location}: damaged: {error}; {DAMAGED}") from error
     return raw
 
 
-def sample_offsets(head: bytes, size: int, count: int, place: str) -> npt.NDArray[np.int64]:
+def sample_offsets(head: bytes, size: int, count: int, location: str) -> npt.NDArray[np.int64]:
     """Where the samples of a raw shard begin, and the end of the last.
 
     Args:
         head: the first 4 * (count + 2) bytes of the shard, or more.
         size: bytes of the whole shard.
         count: samples, as the index says.
-        place: the file, for messages.
+        location: the file, for messages.
 
     Returns:
         [count + 1], rising, the last one `size`.
@@ -76,17 +76,17 @@ def sample_offsets(head: bytes, size: int, count: int, place: str) -> npt.NDArra
     table = 4 * (count + 2)
     if len(head) < table or int.from_bytes(head[:4], "little") != count:
         raise ValueError(
-            f"{place}: does not hold the {count} samples that the index says; {DAMAGED}"
+            f"{location}: does not hold the {count} samples that the index says; {DAMAGED}"
         )
     offsets = np.frombuffer(head, "<u4", count + 1, 4).astype(np.int64)
     if offsets[0] < table or offsets[-1] != size or (np.diff(offsets) < _SIZES.size).any():
-        raise ValueError(f"{place}: the offsets of its samples are damaged; {DAMAGED}")
+        raise ValueError(f"{location}: the offsets of its samples are damaged; {DAMAGED}")
     return offsets
 
 
-def split_samples(raw: bytes, count: int, place: str) -> Iterator[bytes]:
+def split_samples(raw: bytes, count: int, location: str) -> Iterator[bytes]:
     """The encoded samples of a whole raw shard in order; ValueError as sample_offsets."""
-    offsets = sample_offsets(raw[: 4 * (count + 2)], len(raw), count, place).tolist()
+    offsets = sample_offsets(raw[: 4 * (count + 2)], len(raw), count, location).tolist()
     for begin, end in pairwise(offsets):
         yield raw[begin:end]
 
@@ -157,14 +157,16 @@ class RawShard:
     """
 
     def __init__(self, directory: Path, name: str, size: int, samples: int) -> None:
-        self.place = str(directory / name)
+        self.location = str(directory / name)
         self._file = open_inside(directory, name)
         try:
             actual = os.fstat(self._file.fileno()).st_size
             if actual != size:
-                raise ValueError(f"{self.place}: {actual} bytes, the index says {size}; {DAMAGED}")
+                raise ValueError(
+                    f"{self.location}: {actual} bytes, the index says {size}; {DAMAGED}"
+                )
             head = self._read(0, min(size, 4 * (samples + 2)))
-            self._offsets = sample_offsets(head, size, samples, self.place)
+            self._offsets = sample_offsets(head, size, samples, self.location)
         except (ValueError, OSError):
             self._file.close()
             raise
@@ -178,20 +180,20 @@ class RawShard:
         try:
             return decode_sample(self._read(begin, end - begin))
         except ValueError as error:
-            raise ValueError(f"{self.place}, record {number}: {error}; {DAMAGED}") from error
+            raise ValueError(f"{self.location}, record {number}: {error}; {DAMAGED}") from error
 
     def text(self, number: int, column: str) -> str:
         """One "str" column of a sample, without reading the others; ValueError as columns."""
         begin, end = int(self._offsets[number]), int(self._offsets[number + 1])
-        place = list(COLUMNS).index(column)
+        position = list(COLUMNS).index(column)
         sizes = _SIZES.unpack(self._read(begin, _SIZES.size))
-        skipped = _SIZES.size + sum(sizes[:place])
+        skipped = _SIZES.size + sum(sizes[:position])
         try:
-            if skipped + sizes[place] > end - begin:
+            if skipped + sizes[position] > end - begin:
                 raise ValueError("the sizes of its columns are damaged")
-            return self._read(begin + skipped, sizes[place]).decode("utf-8")
+            return self._read(begin + skipped, sizes[position]).decode("utf-8")
         except ValueError as error:
-            raise ValueError(f"{self.place}, record {number}: {error}; {DAMAGED}") from error
+            raise ValueError(f"{self.location}, record {number}: {error}; {DAMAGED}") from error
 
     def _read(self, begin: int, size: int) -> bytes:
         return os.pread(self._file.fileno(), size, begin)

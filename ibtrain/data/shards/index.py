@@ -31,12 +31,13 @@ COLUMNS = {
 HASHES = ("sha1", "xxh64")
 INDEX = "index.json"
 REMEDY = "run `ibtrain data prepare` to write it"
+REBUILD = "make it again from its shards: `ibtrain data verify {} --rebuild-index`"
 DAMAGED = "copy it again (`ibtrain data verify --repair-from`), or prepare the dataset again"
 _DIGITS = {"sha1": 40, "xxh64": 16}
 _MAXIMUM_INDEX_BYTES = 1 << 26  # of some 70,000 shards
-_MAXIMUM_SHARD_BYTES = 1 << 30
-_MAXIMUM_RATIO = 256  # between a shard and its compressed file: images shrink by a few per cent,
-_FREE_BYTES = 1 << 24  # text by up to 50 times; a small shard may be anything
+MAXIMUM_SHARD_BYTES = 1 << 30
+MAXIMUM_RATIO = 256  # between a shard and its compressed file: images shrink by a few per cent,
+FREE_BYTES = 1 << 24  # text by up to 50 times; a small shard may be anything
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
@@ -95,7 +96,15 @@ def read_index(directory: Path) -> ShardIndex:
         ShardsNotFoundError: the directory or its index is missing.
         ValueError: the index is damaged or hostile; the first thing that is wrong with it.
     """
-    entries = index_entries(directory)
+    return _checked(directory, index_entries(directory))
+
+
+def index_of(directory: Path, content: Any) -> ShardIndex:
+    """An index of `directory` that is not written yet; ValueError as read_index."""
+    return _checked(directory, _entries(directory, content))
+
+
+def _checked(directory: Path, entries: "list[ShardFile | ValueError]") -> ShardIndex:
     shards = []
     for entry in entries:
         if isinstance(entry, ValueError):
@@ -110,10 +119,13 @@ def index_entries(directory: Path) -> list[ShardFile | ValueError]:
     Raises:
         ValueError: as read_index, where the index as a whole cannot be used.
     """
-    path = directory / INDEX
     if not directory.is_dir():
         raise ShardsNotFoundError(f"the shard directory {directory} is not there; {REMEDY}")
-    content = read_json(directory, INDEX, _MAXIMUM_INDEX_BYTES)
+    return _entries(directory, read_json(directory, INDEX, _MAXIMUM_INDEX_BYTES))
+
+
+def _entries(directory: Path, content: Any) -> list[ShardFile | ValueError]:
+    path = directory / INDEX
     if not isinstance(content, dict) or content.get("version") != 2:
         raise ValueError(f"{path}: no MDS index of version 2; {DAMAGED}")
     listed = content.get("shards")
@@ -152,13 +164,19 @@ def open_inside(directory: Path, name: str) -> BinaryIO:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError as error:
         kind = "holds no" if name == INDEX else "lacks the file"
-        raise ShardsNotFoundError(f"{directory} {kind} {name}; {REMEDY}") from error
+        remedy = REBUILD.format(directory) if name == INDEX and holds_shards(directory) else REMEDY
+        raise ShardsNotFoundError(f"{directory} {kind} {name}; {remedy}") from error
     except (OSError, RuntimeError) as error:  # RuntimeError: a link to itself
         raise ValueError(f"{path}: cannot be read: {error}") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise ValueError(f"{path}: no plain file; {DAMAGED}")
     return os.fdopen(descriptor, "rb")
+
+
+def holds_shards(directory: Path) -> bool:
+    """Whether there is a file with the name of a shard in `directory`."""
+    return directory.is_dir() and any(directory.glob("*.mds*"))
 
 
 def read_json(directory: Path, name: str, maximum_bytes: int) -> Any:
@@ -187,9 +205,9 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def _shard(entry: object, place: str) -> ShardFile:
+def _shard(entry: object, location: str) -> ShardFile:
     if not isinstance(entry, dict):
-        raise ValueError(f"{place}: must be an object; {DAMAGED}")
+        raise ValueError(f"{location}: must be an object; {DAMAGED}")
     expected = {
         "version": 2,
         "format": "mds",
@@ -200,59 +218,61 @@ def _shard(entry: object, place: str) -> ShardFile:
     for key, value in expected.items():
         if entry.get(key) != value:
             found = repr(entry.get(key))[:200]
-            raise ValueError(f"{place}: {key!r} must be {value}, found {found}")
+            raise ValueError(f"{location}: {key!r} must be {value}, found {found}")
     compression = entry.get("compression")
     compressed = entry.get("zip_data") is not None
     if compressed and not (isinstance(compression, str) and compression.split(":")[0] == "zstd"):
-        raise ValueError(f"{place}: 'compression' must be zstd, found {repr(compression)[:200]}")
-    raw_name, raw_bytes, raw_hashes = _file(entry.get("raw_data"), f"{place}: raw_data")
+        raise ValueError(f"{location}: 'compression' must be zstd, found {repr(compression)[:200]}")
+    raw_name, raw_bytes, raw_hashes = _file(entry.get("raw_data"), f"{location}: raw_data")
     name, size, hashes = raw_name, raw_bytes, raw_hashes
     if compressed:
-        name, size, hashes = _file(entry.get("zip_data"), f"{place}: zip_data")
-        if raw_bytes > _FREE_BYTES + _MAXIMUM_RATIO * size:
+        name, size, hashes = _file(entry.get("zip_data"), f"{location}: zip_data")
+        if raw_bytes > FREE_BYTES + MAXIMUM_RATIO * size:
             raise ValueError(
-                f"{place}: {size} bytes that unpack to {raw_bytes}, more than {_MAXIMUM_RATIO} "
+                f"{location}: {size} bytes that unpack to {raw_bytes}, more than {MAXIMUM_RATIO} "
                 f"times as many: refused as a decompression bomb; {DAMAGED}"
             )
     if set(hashes) != set(raw_hashes):
-        raise ValueError(f"{place}: 'raw_data' and 'zip_data' have hashes of different algorithms")
+        raise ValueError(
+            f"{location}: 'raw_data' and 'zip_data' have hashes of different algorithms"
+        )
     # a shard is a count, an offset more than there are samples, and the sizes of every column
     most = (raw_bytes - 8) // (4 + 4 * len(COLUMNS))
-    samples = _whole(entry.get("samples"), 1, most, f"{place}: 'samples'")
+    samples = _whole(entry.get("samples"), 1, most, f"{location}: 'samples'")
     return ShardFile(name, size, hashes, compressed, raw_name, raw_bytes, raw_hashes, samples)
 
 
-def _whole(value: object, low: int, high: int, place: str) -> int:
+def _whole(value: object, low: int, high: int, location: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise ValueError(
-            f"{place} must be a whole number of {low} to {high}, found {repr(value)[:80]}; "
+            f"{location} must be a whole number of {low} to {high}, found {repr(value)[:80]}; "
             f"{DAMAGED}"
         )
     return value
 
 
-def _file(value: object, place: str) -> tuple[str, int, dict[str, str]]:
+def _file(value: object, location: str) -> tuple[str, int, dict[str, str]]:
     """Name, bytes and known hashes of a file entry."""
     if not isinstance(value, dict):
-        raise ValueError(f"{place} must be an object; {DAMAGED}")
+        raise ValueError(f"{location} must be an object; {DAMAGED}")
     name = value.get("basename")
     if not isinstance(name, str) or not _NAME.fullmatch(name) or ".mds" not in name:
         raise ValueError(
-            f"{place}: {repr(name)[:200]} is no plain file name of a shard "
+            f"{location}: {repr(name)[:200]} is no plain file name of a shard "
             "(letters, digits, '.', '_' and '-', with '.mds' in it)"
         )
-    size = _whole(value.get("bytes"), 1, _MAXIMUM_SHARD_BYTES, f"{place}: 'bytes'")
+    size = _whole(value.get("bytes"), 1, MAXIMUM_SHARD_BYTES, f"{location}: 'bytes'")
     hashes = value.get("hashes")
     if not isinstance(hashes, dict):
-        raise ValueError(f"{place}: 'hashes' must map algorithms to strings; {DAMAGED}")
+        raise ValueError(f"{location}: 'hashes' must map algorithms to strings; {DAMAGED}")
     known = {algorithm: hashes[algorithm] for algorithm in HASHES if algorithm in hashes}
     if not known:
-        raise ValueError(f"{place}: 'hashes' has none of {', '.join(HASHES)}; prepare it again")
+        raise ValueError(f"{location}: 'hashes' has none of {', '.join(HASHES)}; prepare it again")
     for algorithm, text in known.items():
         digits = _DIGITS[algorithm]
         if not isinstance(text, str) or not re.fullmatch(f"[0-9a-f]{{{digits}}}", text):
             raise ValueError(
-                f"{place}: the hash {algorithm} must be {digits} hexadecimal digits, "
+                f"{location}: the hash {algorithm} must be {digits} hexadecimal digits, "
                 f"found {repr(text)[:80]}; {DAMAGED}"
             )
     return name, size, known

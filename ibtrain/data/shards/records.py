@@ -132,17 +132,17 @@ def read_records(directory: Path) -> Iterator[Record]:
 
 def read_shard(index: ShardIndex, shard: ShardFile) -> Iterator[Record]:
     """The records of one shard; ValueError naming it and the record that is damaged."""
-    place = str(index.directory / shard.name)
+    location = str(index.directory / shard.name)
     stored = stored_bytes(index, shard)
     wrong = wrong_hashes(stored, dict([list(shard.hashes.items())[-1]]))
     if wrong:
-        raise ValueError(f"{place}: {wrong} differs from the index; {DAMAGED}")
-    raw = unpacked(stored, shard, place)
-    for number, sample in enumerate(split_samples(raw, shard.samples, place)):
+        raise ValueError(f"{location}: {wrong} differs from the index; {DAMAGED}")
+    raw = unpacked(stored, shard, location)
+    for number, sample in enumerate(split_samples(raw, shard.samples, location)):
         try:
             yield columns_to_record(decode_sample(sample))
         except ValueError as error:
-            raise ValueError(f"{place}, record {number}: {error}; {DAMAGED}") from error
+            raise ValueError(f"{location}, record {number}: {error}; {DAMAGED}") from error
 
 
 def stored_bytes(index: ShardIndex, shard: ShardFile) -> bytes:
@@ -164,9 +164,9 @@ def stored_bytes(index: ShardIndex, shard: ShardFile) -> bytes:
     return data
 
 
-def unpacked(stored: bytes, shard: ShardFile, place: str) -> bytes:
-    """The raw shard of a file as stored; ValueError naming `place` where it does not unpack."""
-    return unpack(stored, shard.raw_bytes, place) if shard.compressed else stored
+def unpacked(stored: bytes, shard: ShardFile, location: str) -> bytes:
+    """The raw shard of a file as stored; ValueError naming `location` where it does not unpack."""
+    return unpack(stored, shard.raw_bytes, location) if shard.compressed else stored
 
 
 def wrong_hashes(data: bytes, hashes: dict[str, str]) -> str:

@@ -23,17 +23,17 @@ class FetchError(ValueError, OSError):
         return str(self.args[0])
 
 
-def is_url(place: str) -> bool:
-    """Whether `place` is an address (s3://bucket/folder) and not a path."""
-    return "://" in place
+def is_url(location: str) -> bool:
+    """Whether `location` is an address (s3://bucket/folder) and not a path."""
+    return "://" in location
 
 
-def local_directory(place: str) -> Path | None:
+def local_directory(location: str) -> Path | None:
     """The directory that a path or a file:// address names, None for an object store."""
-    if not is_url(place):
-        return Path(place)
-    parts = urlsplit(place)
-    return Path(unquote(parts.path)) if parts.scheme == "file" else None
+    if not is_url(location):
+        return Path(location)
+    address = urlsplit(location)
+    return Path(unquote(address.path)) if address.scheme == "file" else None
 
 
 def fetch_file(remote: str, local: Path) -> None:

@@ -57,8 +57,8 @@ def repair(
         ValueError: the source is not there.
         OSError: a file cannot be written; what was replaced before stays.
     """
-    place = local_directory(source)
-    if place is not None and not place.is_dir():
+    directory_of_source = local_directory(source)
+    if directory_of_source is not None and not directory_of_source.is_dir():
         raise ValueError(f"there is no directory {source} to repair {directory} from")
     replaced: list[str] = []
     refused: list[str] = []

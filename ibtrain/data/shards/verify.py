@@ -27,6 +27,7 @@ from ibtrain.data.shards.index import (
     INDEX,
     ShardFile,
     ShardIndex,
+    holds_shards,
     index_entries,
 )
 from ibtrain.data.shards.records import columns_to_record, stored_bytes, unpacked, wrong_hashes
@@ -134,7 +135,7 @@ def verify(
     return VerifyReport(
         records=sum(report.records for report in found),
         bad=tuple(bad),
-        leftovers=_leftovers(directory, good),
+        leftovers=_leftovers(directory, index, card),
         index=index,
         card=card,
         shards=found,
@@ -146,9 +147,7 @@ def _index(directory: Path, bad: list[Problem]) -> tuple[list[ShardFile], bool]:
     try:
         entries = index_entries(directory)
     except ValueError as error:
-        is_ours = directory.is_dir() and (
-            (directory / CARD).exists() or any(directory.glob("*.mds*"))
-        )
+        is_ours = directory.is_dir() and ((directory / CARD).exists() or holds_shards(directory))
         if isinstance(error, FileNotFoundError) and not is_ours:
             raise
         bad.append(Problem(INDEX, None, _short(error)))
@@ -202,7 +201,7 @@ def _in_order(
 def examine_shard(directory: Path, shard: ShardFile) -> ShardReport:
     """Hashes one shard as stored and as unpacked, and decodes every record and image of it."""
     alone = ShardIndex(directory, (shard,), shard.samples)
-    place = str(directory / shard.name)
+    location = str(directory / shard.name)
     intact = False
     try:
         stored = stored_bytes(alone, shard)
@@ -210,11 +209,11 @@ def examine_shard(directory: Path, shard: ShardFile) -> ShardReport:
         if wrong:
             raise ValueError(f"{wrong} differs from the index")
         intact = True
-        raw = unpacked(stored, shard, place)
+        raw = unpacked(stored, shard, location)
         wrong = wrong_hashes(raw, shard.raw_hashes) if shard.compressed else ""
         if wrong:
             raise ValueError(f"{wrong} of the unpacked shard differs from the index")
-        return _examine_records(shard, split_samples(raw, shard.samples, place))
+        return _examine_records(shard, split_samples(raw, shard.samples, location))
     except ValueError as error:
         bad = (Problem(shard.name, None, _short(error)),)
         return ShardReport(shard, intact, bad, np.zeros(0, np.int64), np.zeros(0, _IDENTITY))
@@ -253,7 +252,7 @@ def _examine_record(sample: bytes) -> tuple[str, Any]:
     return record.dataset, np.frombuffer(digest, _IDENTITY)[0]
 
 
-def _check_image(data: bytes, place: str) -> None:
+def _check_image(data: bytes, location: str) -> None:
     """Decodes a JPEG or PNG, the only forms that records hold; ValueError if it is damaged."""
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
@@ -263,7 +262,7 @@ def _check_image(data: bytes, place: str) -> None:
                 )
             image.load()
     except _IMAGE_DAMAGE as error:
-        raise ValueError(f"{place} is not readable: {error}") from error
+        raise ValueError(f"{location} is not readable: {error}") from error
 
 
 def _repeated_ids(reports: tuple[ShardReport, ...]) -> list[Problem]:
@@ -332,10 +331,20 @@ def _lines(path: Path) -> int:
         return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
 
 
-def _leftovers(directory: Path, shards: list[ShardFile]) -> tuple[str, ...]:
-    """Files that neither the index nor the card speaks of."""
-    expected = {INDEX, CARD, QUARANTINE, *(shard.name for shard in shards)}
-    return tuple(sorted(path.name for path in directory.iterdir() if path.name not in expected))
+def _leftovers(
+    directory: Path, index: ShardIndex | None, card: dict[str, Any] | None
+) -> tuple[str, ...]:
+    """Files that neither the index nor the card speaks of; none where the index is not whole.
+
+    Where the card is not of that index, a shard that it does not name may be one that is missing.
+    """
+    if index is None:
+        return ()
+    expected = {INDEX, CARD, QUARANTINE, *(shard.name for shard in index.shards)}
+    others = {path.name for path in directory.iterdir()} - expected
+    if card is None or any(card_differences(card, index)):
+        others = {name for name in others if ".mds" not in name}
+    return tuple(sorted(others))
 
 
 def _short(error: Exception) -> str:

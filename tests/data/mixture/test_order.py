@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ibtrain.data.mixture import order
 from ibtrain.data.mixture.order import (
     EpochOrder,
-    OrderPart,
+    OrderStratum,
     canonical_nodes,
     epoch_order,
     largest_remainder,
@@ -18,26 +18,26 @@ from ibtrain.data.mixture.order import (
 )
 
 
-def part(name: str, sizes: list[int], draws: int) -> OrderPart:
-    return OrderPart(name, np.array(sizes, np.int64), draws)
+def stratum(name: str, sizes: list[int], draws: int) -> OrderStratum:
+    return OrderStratum(name, np.array(sizes, np.int64), draws)
 
 
 @st.composite
-def mixtures(draw: st.DrawFn) -> tuple[list[OrderPart], int]:
+def mixtures(draw: st.DrawFn) -> tuple[list[OrderStratum], int]:
     """Parts of 1 sample to some thousands, drawn less than once to many times, and a batch."""
     batch = draw(st.sampled_from([1, 2, 3, 8, 12, 64, 96]))
     count = draw(st.integers(1, 5))
-    parts = []
+    strata = []
     for index in range(count):
         shards = draw(st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(sum))
         steps = draw(st.integers(1, 6))
-        parts.append(part(f"part {index}", shards, steps * batch))
-    # what is left over goes from one part to another, so that single draws are no whole batches
+        strata.append(stratum(f"stratum {index}", shards, steps * batch))
+    # what is left over goes from one stratum to another, so that single draws are no whole batches
     if count > 1:
-        moved = draw(st.integers(0, parts[0].draws))
-        parts[0] = part("part 0", parts[0].shard_samples.tolist(), parts[0].draws - moved)
-        parts[1] = part("part 1", parts[1].shard_samples.tolist(), parts[1].draws + moved)
-    return parts, batch
+        moved = draw(st.integers(0, strata[0].draws))
+        strata[0] = stratum("stratum 0", strata[0].shard_samples.tolist(), strata[0].draws - moved)
+        strata[1] = stratum("stratum 1", strata[1].shard_samples.tolist(), strata[1].draws + moved)
+    return strata, batch
 
 
 @pytest.fixture(autouse=True, params=["small", "large"])
@@ -50,40 +50,42 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 
 def several(
-    parts: list[OrderPart], batch: int, epochs: int = 3, **more: object
+    strata: list[OrderStratum], batch: int, epochs: int = 3, **more: object
 ) -> list[EpochOrder]:
     return [
-        epoch_order(parts, epoch, seed=7, global_batch=batch, **more) for epoch in range(epochs)
+        epoch_order(strata, epoch, seed=7, global_batch=batch, **more) for epoch in range(epochs)
     ]
 
 
 def life(orders: list[EpochOrder], index: int) -> list[int]:
-    """The samples of a part in the order in which they come, over all epochs."""
+    """The samples of a stratum in the order in which they come, over all epochs."""
     return [
         number
         for epoch in orders
-        for number in epoch.number.ravel()[epoch.part.ravel() == index].tolist()
+        for number in epoch.number.ravel()[epoch.stratum.ravel() == index].tolist()
     ]
 
 
 @settings(max_examples=80, deadline=None)
 @given(mixtures())
-def test_every_part_gets_its_draws(mixture: tuple[list[OrderPart], int]) -> None:
-    parts, batch = mixture
-    for epoch in several(parts, batch):
-        assert epoch.part.shape[1] == batch
-        drawn = Counter(epoch.part.ravel().tolist())
-        assert [drawn[index] for index in range(len(parts))] == [part.draws for part in parts]
+def test_every_stratum_gets_its_draws(mixture: tuple[list[OrderStratum], int]) -> None:
+    strata, batch = mixture
+    for epoch in several(strata, batch):
+        assert epoch.stratum.shape[1] == batch
+        drawn = Counter(epoch.stratum.ravel().tolist())
+        assert [drawn[index] for index in range(len(strata))] == [
+            stratum.draws for stratum in strata
+        ]
 
 
 @settings(max_examples=80, deadline=None)
 @given(mixtures())
 def test_no_sample_returns_before_all_others_were_seen(
-    mixture: tuple[list[OrderPart], int],
+    mixture: tuple[list[OrderStratum], int],
 ) -> None:
-    parts, batch = mixture
-    orders = several(parts, batch)
-    for index, one in enumerate(parts):
+    strata, batch = mixture
+    orders = several(strata, batch)
+    for index, one in enumerate(strata):
         seen = life(orders, index)
         for begin in range(0, len(seen), one.size):
             one_pass = seen[begin : begin + one.size]
@@ -93,28 +95,28 @@ def test_no_sample_returns_before_all_others_were_seen(
 
 @settings(max_examples=80, deadline=None)
 @given(mixtures())
-def test_shares_hold_in_every_prefix(mixture: tuple[list[OrderPart], int]) -> None:
-    parts, batch = mixture
-    total = sum(part.draws for part in parts)
-    for epoch in several(parts, batch, 2):
-        places = np.arange(1, total + 1)
-        for index, one in enumerate(parts):
-            so_far = np.cumsum(epoch.part.ravel() == index)
+def test_shares_hold_in_every_prefix(mixture: tuple[list[OrderStratum], int]) -> None:
+    strata, batch = mixture
+    total = sum(stratum.draws for stratum in strata)
+    for epoch in several(strata, batch, 2):
+        positions = np.arange(1, total + 1)
+        for index, one in enumerate(strata):
+            so_far = np.cumsum(epoch.stratum.ravel() == index)
             share = one.draws / total
-            assert np.abs(so_far - places * share).max() < 1 + len(parts) * share + 1e-9
+            assert np.abs(so_far - positions * share).max() < 1 + len(strata) * share + 1e-9
 
 
 @settings(max_examples=60, deadline=None)
 @given(mixtures())
-def test_two_draws_of_a_sample_differ_in_repeat(mixture: tuple[list[OrderPart], int]) -> None:
-    parts, batch = mixture
-    for epoch in several(parts, batch):
+def test_two_draws_of_a_sample_differ_in_repeat(mixture: tuple[list[OrderStratum], int]) -> None:
+    strata, batch = mixture
+    for epoch in several(strata, batch):
         draws = list(
-            zip(epoch.part.ravel(), epoch.number.ravel(), epoch.repeat.ravel(), strict=True)
+            zip(epoch.stratum.ravel(), epoch.number.ravel(), epoch.repeat.ravel(), strict=True)
         )
         assert len(set(draws)) == len(draws)
-        for index, one in enumerate(parts):
-            repeats = epoch.repeat.ravel()[epoch.part.ravel() == index]
+        for index, one in enumerate(strata):
+            repeats = epoch.repeat.ravel()[epoch.stratum.ravel() == index]
             assert (np.diff(repeats.astype(int)) >= 0).all()
             assert repeats.size == 0 or repeats.max() <= one.draws // one.size + 1
 
@@ -122,63 +124,63 @@ def test_two_draws_of_a_sample_differ_in_repeat(mixture: tuple[list[OrderPart], 
 @settings(max_examples=60, deadline=None)
 @given(mixtures(), st.integers(0, 5))
 def test_shares_of_ranks_are_the_order_cut(
-    mixture: tuple[list[OrderPart], int], epoch: int
+    mixture: tuple[list[OrderStratum], int], epoch: int
 ) -> None:
-    parts, batch = mixture
-    whole = epoch_order(parts, epoch, seed=3, global_batch=batch)
+    strata, batch = mixture
+    whole = epoch_order(strata, epoch, seed=3, global_batch=batch)
     for world in (world for world in (1, 2, 3, 4, 8) if batch % world == 0):
         shares = [whole.share(rank, world) for rank in range(world)]
-        for column in ("part", "number", "repeat"):
+        for column in ("stratum", "number", "repeat"):
             joined = np.concatenate([getattr(share, column) for share in shares], axis=1)
             assert (joined == getattr(whole, column)).all()
 
 
 @settings(max_examples=40, deadline=None)
 @given(mixtures())
-def test_batches_of_one_part(mixture: tuple[list[OrderPart], int]) -> None:
-    parts, batch = mixture
-    parts = [
-        part(one.name, one.shard_samples.tolist(), (one.draws // batch + 1) * batch)
-        for one in parts
+def test_batches_of_one_stratum(mixture: tuple[list[OrderStratum], int]) -> None:
+    strata, batch = mixture
+    strata = [
+        stratum(one.name, one.shard_samples.tolist(), (one.draws // batch + 1) * batch)
+        for one in strata
     ]
-    for epoch in several(parts, batch, 2, draw="batch"):
-        assert (epoch.part == epoch.part[:, :1]).all()
-        drawn = Counter(epoch.part.ravel().tolist())
-        assert [drawn[index] for index in range(len(parts))] == [one.draws for one in parts]
+    for epoch in several(strata, batch, 2, draw="batch"):
+        assert (epoch.stratum == epoch.stratum[:, :1]).all()
+        drawn = Counter(epoch.stratum.ravel().tolist())
+        assert [drawn[index] for index in range(len(strata))] == [one.draws for one in strata]
 
 
 def test_the_order_is_a_function_of_its_arguments() -> None:
-    parts = [part("a", [30, 20], 40), part("b", [7], 24)]
+    strata = [stratum("a", [30, 20], 40), stratum("b", [7], 24)]
 
     def text(epoch: int = 0, seed: int = 1, batch: int = 8, of: list | None = None) -> str:
-        found = epoch_order(of or parts, epoch, seed=seed, global_batch=batch)
-        return repr((found.part.tolist(), found.number.tolist()))
+        found = epoch_order(of or strata, epoch, seed=seed, global_batch=batch)
+        return repr((found.stratum.tolist(), found.number.tolist()))
 
     assert text() == text()
     assert len({text(), text(epoch=1), text(seed=2), text(batch=16)}) == 4
-    renamed = [part("c", [30, 20], 40), parts[1]]
+    renamed = [stratum("c", [30, 20], 40), strata[1]]
     assert text(of=renamed) != text()
 
 
 def test_the_order_of_the_list_has_no_influence() -> None:
-    parts = [part("a", [30, 20], 40), part("b", [7], 25), part("c", [7], 31)]
-    one = epoch_order(parts, 2, seed=1, global_batch=8)
-    other = epoch_order(parts[::-1], 2, seed=1, global_batch=8)
-    assert (one.part == 2 - other.part).all()
+    strata = [stratum("a", [30, 20], 40), stratum("b", [7], 25), stratum("c", [7], 31)]
+    one = epoch_order(strata, 2, seed=1, global_batch=8)
+    other = epoch_order(strata[::-1], 2, seed=1, global_batch=8)
+    assert (one.stratum == 2 - other.stratum).all()
     assert (one.number == other.number).all()
 
 
 def test_it_is_the_same_in_every_version(path: str) -> None:
     """Written down once: a run of yesterday goes on today. Change ORDER_VERSION with it."""
     assert order.ORDER_VERSION == 1
-    parts = [part("a", [4, 3, 9], 20), part("b", [2], 4)]
-    found = epoch_order(parts, 1, seed=5, global_batch=8)
+    strata = [stratum("a", [4, 3, 9], 20), stratum("b", [2], 4)]
+    found = epoch_order(strata, 1, seed=5, global_batch=8)
     numbers = [" ".join(map(str, row.tolist())) for row in found.number]
-    assert ["".join(map(str, row.tolist())) for row in found.part] == PARTS
+    assert ["".join(map(str, row.tolist())) for row in found.stratum] == STRATA
     assert numbers == NUMBERS[path]
 
 
-PARTS = ["00100000", "00010100", "00000001"]
+STRATA = ["00100000", "00010100", "00000001"]
 NUMBERS = {
     "small": ["7 2 1 3 4 1 11 5", "0 8 9 0 13 0 6 3", "8 13 6 14 2 11 12 1"],
     "large": ["7 9 0 12 14 15 4 6", "8 10 11 1 13 0 5 7", "0 1 2 3 4 5 6 1"],
@@ -192,7 +194,7 @@ def test_a_node_reads_few_shards_of_its_own(batch: int) -> None:
     nodes = canonical_nodes(batch)
     shards, per_shard = 400, 50
     size = shards * per_shard
-    one = part("a", [per_shard] * shards, size // batch * batch)
+    one = stratum("a", [per_shard] * shards, size // batch * batch)
     found = epoch_order([one], 0, seed=0, global_batch=batch)
     shards_of = found.number // per_shard
     run = batch // nodes
@@ -212,7 +214,7 @@ def test_a_node_reads_few_shards_of_its_own(batch: int) -> None:
 
 def test_windows_shuffle() -> None:
     """Neighbours in a shard do not stay neighbours, and the shards are not in stored order."""
-    one = part("a", [1000] * 10, 10_000)
+    one = stratum("a", [1000] * 10, 10_000)
     numbers = epoch_order([one], 0, seed=0, global_batch=1).number.ravel().astype(int)
     assert (np.abs(np.diff(numbers)) == 1).mean() < 0.3
     shards = [shard for shard, _ in Counter(numbers // 1000).most_common()]
@@ -221,16 +223,16 @@ def test_windows_shuffle() -> None:
 
 @pytest.mark.parametrize("epoch", [0, 1, 5])
 def test_one_sample_many_times(epoch: int) -> None:
-    parts = [part("one", [0, 1, 0], 100), part("two", [1, 1], 28)]
-    found = epoch_order(parts, epoch, seed=0, global_batch=64)
-    own = found.part == 0
+    strata = [stratum("one", [0, 1, 0], 100), stratum("two", [1, 1], 28)]
+    found = epoch_order(strata, epoch, seed=0, global_batch=64)
+    own = found.stratum == 0
     assert (found.number[own] == 0).all()
     assert sorted(found.repeat[own].tolist()) == list(range(100))
 
 
 def test_a_part_without_draws() -> None:
-    parts = [part("a", [5], 8), part("b", [5], 0)]
-    assert (epoch_order(parts, 3, seed=0, global_batch=4).part == 0).all()
+    strata = [stratum("a", [5], 8), stratum("b", [5], 0)]
+    assert (epoch_order(strata, 3, seed=0, global_batch=4).stratum == 0).all()
 
 
 @settings(max_examples=200, deadline=None)
@@ -261,7 +263,7 @@ def test_canonical_nodes(batch: int, nodes: int) -> None:
     assert canonical_nodes(batch) == nodes
 
 
-def test_replacements_go_through_the_part() -> None:
+def test_replacements_go_through_the_stratum() -> None:
     found = [replacement(1, 0, 17, attempt, 10) for attempt in range(200)]
     assert set(found) == set(range(10))
     assert found != [replacement(1, 0, 18, attempt, 10) for attempt in range(200)]

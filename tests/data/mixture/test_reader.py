@@ -47,11 +47,11 @@ def test_a_replacement_is_of_the_same_form(written: Path, tmp_path: Path) -> Non
     shutil.rmtree(directory / "cache")
     shard.write_bytes(bytes(shard.stat().st_size))
     reader = MixtureReader(recipe, mixture, directory / "cache")
-    found = order.epoch_order(mixture.order_parts(), 0, seed=3, global_batch=10)
-    rows = zip(found.part.ravel(), found.number.ravel(), found.repeat.ravel(), strict=True)
-    for place, (part, number, repeat) in enumerate(rows):
-        sample = reader.sample(Draw(0, place, int(part), int(number), int(repeat)))
+    found = order.epoch_order(mixture.order_strata(), 0, seed=3, global_batch=10)
+    rows = zip(found.stratum.ravel(), found.number.ravel(), found.repeat.ravel(), strict=True)
+    for position, (stratum, number, repeat) in enumerate(rows):
+        sample = reader.sample(Draw(0, position, int(stratum), int(number), int(repeat)))
         assert int(sample.id) not in range(8, 12)
-        assert FORMS[int(sample.id) % 3 == 0] == mixture.parts()[part][1].form
+        assert FORMS[int(sample.id) % 3 == 0] == mixture.strata()[stratum][1].form
     kinds = Counter(incident.kind for incident in reader.take_incidents())
     assert kinds["shard"] == 1 and kinds["replaced"] >= 1

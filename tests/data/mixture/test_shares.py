@@ -33,8 +33,8 @@ def test_a_form_can_be_lowered_or_left_out(written: Path) -> None:
     weight = 30**0.5
     entry = {"dataset": "formed", "forms": {"multiple_choice": 0.5}}
     lowered = resolved(recipe_of(written, entry, {"dataset": "big"})).datasets[0]
-    by_form = {part.form: part for part in lowered.parts}
-    assert {form: part.size for form, part in by_form.items()} == dict(
+    by_form = {stratum.form: stratum for stratum in lowered.strata}
+    assert {form: stratum.size for form, stratum in by_form.items()} == dict(
         zip(FORMS, (20, 10), strict=True)
     )
     assert by_form["visual_question_answering"].weight == pytest.approx(weight * 20 / 30)
@@ -57,11 +57,11 @@ def test_realised_shares_of_forms(written: Path) -> None:
             f"formed/{FORMS[int(id) % 3 == 0]}" if name == "formed" else name
             for name, id in batch[:-1]
         )
-    total = sum(part.weight for _, part in mixture.parts())
+    total = sum(stratum.weight for _, stratum in mixture.strata())
     assert abs(drawn["big"] - 160 * mixture.datasets[1].share) < 1
-    for part in mixture.datasets[0].parts:
-        assert drawn[part.name] == part.draws
-        assert abs(part.draws - 160 * part.weight / total) < 2
+    for stratum in mixture.datasets[0].strata:
+        assert drawn[stratum.name] == stratum.draws
+        assert abs(stratum.draws - 160 * stratum.weight / total) < 2
 
 
 @pytest.mark.parametrize(

@@ -372,7 +372,14 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, An
 def test_the_verb_tells_all_and_repairs(
     copied: Path, written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    good = {"records": 60, "bad": [], "leftovers": [], "replaced": [], "not_replaced": []}
+    good = {
+        "records": 60,
+        "bad": [],
+        "leftovers": [],
+        "rebuilt": False,
+        "replaced": [],
+        "not_replaced": [],
+    }
     assert run(capsys, copied) == (0, good)
     flip(copied / SECOND)
     code, document = run(capsys, copied, "--workers", 2)
