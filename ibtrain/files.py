@@ -103,6 +103,24 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+_LFS_POINTER = b"version https://git-lfs"
+
+
+def check_not_pointer(path: Path) -> None:
+    """Refuses the few lines that Git LFS leaves in a file's place until it is fetched.
+
+    Raises:
+        FileError: when the file is such a pointer.
+    """
+    with path.open("rb") as file:
+        if file.read(len(_LFS_POINTER)) != _LFS_POINTER:
+            return
+    raise FileError(
+        f"{path} is a pointer of Git LFS ({path.stat().st_size} bytes), not the file that it "
+        "stands for; run `git lfs pull` in its clone, or download the file itself"
+    )
+
+
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
     """A JSON object of bounded size.
 
@@ -114,7 +132,10 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
     if path.stat().st_size > _LARGEST_JSON:
         raise FileError(f"{path} has {path.stat().st_size} bytes, too many; {remedy}")
     try:
+        check_not_pointer(path)
         value = json.loads(path.read_text(encoding="utf-8"))
+    except FileError:
+        raise
     except (ValueError, RecursionError) as error:
         raise FileError(f"{path} is not JSON ({error}); {remedy}") from error
     if not isinstance(value, dict):

@@ -28,7 +28,8 @@ if [[ $name == card ]]; then
 fi
 pytest=("$python" -m pytest -p no:cacheprovider)
 "${pytest[@]}" tests/test_requirements.py tests/test_lazy_imports.py \
-    tests/model tests/data tests/training tests/export tests/compatibility \
+    tests/model tests/data tests/training tests/export tests/pretrained tests/test_tokenization.py \
+    tests/compatibility \
     tests/kernels/test_{attention,backends,elementwise,libraries}.py \
     "tests/distributed/test_resume.py::test_bf16_resumes_bitwise[zero2]"
 "${pytest[@]}" tests/planning/test_plan.py -k "advised or would_fit"

@@ -8,7 +8,6 @@ The directory appears whole and proven, or not at all.
 """
 
 import copy
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
-    AutoTokenizer,
     Blip2Config,
     Blip2Processor,
     BlipImageProcessor,
@@ -27,6 +25,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ibtrain.export.all_releases import config_in_all_words, processor_in_all_words
 from ibtrain.export.directory import (
     ExportReport,
     failures_of_the_disk,
@@ -36,12 +35,13 @@ from ibtrain.export.directory import (
 from ibtrain.export.peft import adapters_of, write_adapters
 from ibtrain.export.proof import prove_huggingface
 from ibtrain.export.weight_shards import SHARD_BYTES, write_weights
-from ibtrain.model.t5 import start_token, ties_embeddings
+from ibtrain.model.t5 import start_token
 from ibtrain.pretrained.finding import find_model
 from ibtrain.pretrained.found import FoundModel
 from ibtrain.pretrained.peft import ADAPTER_DIRECTORY
 from ibtrain.pretrained.sources import GrownSource, to_blip2_name
 from ibtrain.pretrained.tensors import TensorSource
+from ibtrain.tokenization import open_tokenizer
 
 _IMAGE_TOKEN = "<image>"
 _QFORMER_TOKENIZER = "qformer_tokenizer"
@@ -148,10 +148,8 @@ def _write_processor(found: FoundModel, directory: Path) -> PreTrainedTokenizerB
         ) from error
     size = found.config.vision_config.image_size
     image_processor.size = {"height": size, "width": size}
-    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
-    qformer = AutoTokenizer.from_pretrained(
-        source / _QFORMER_TOKENIZER, local_files_only=True, use_fast=True
-    )
+    tokenizer = open_tokenizer(source)
+    qformer = open_tokenizer(source / _QFORMER_TOKENIZER)
     queries = found.config.num_query_tokens
     with failures_of_the_disk(directory):
         if found.instruction_aware:
@@ -163,7 +161,7 @@ def _write_processor(found: FoundModel, directory: Path) -> PreTrainedTokenizerB
                 directory
             )
             qformer.save_pretrained(directory / _QFORMER_TOKENIZER)
-    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+        processor_in_all_words(directory, tokenizer, qformer)
     return tokenizer
 
 
@@ -205,20 +203,8 @@ def _write_configs(
     for part in (config, config.vision_config, config.qformer_config, config.text_config):
         part.dtype = dtype
     config.save_pretrained(directory)
-    if text.model_type == "t5":
-        _say_what_is_tied(directory, tied=ties_embeddings(text))
+    config_in_all_words(directory, text)
     GenerationConfig(**ids).save_pretrained(directory)
-
-
-def _say_what_is_tied(directory: Path, *, tied: bool) -> None:
-    """Whether a T5's embeddings are one tensor, in the words of all releases of transformers: the
-    fifth calls every T5 tied, which the fourth takes at its word and overwrites one with the other.
-    """
-    file = directory / "config.json"
-    config = json.loads(file.read_text(encoding="utf-8"))
-    config["text_config"]["tie_word_embeddings"] = tied
-    config["tie_word_embeddings"] = tied
-    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _section(found: FoundModel, name: str, *, keep_type: bool) -> dict[str, Any]:

@@ -20,15 +20,13 @@ from ibtrain.pretrained.hub import resolve_directory
 from ibtrain.pretrained.parts import parts_config, parts_sources
 from ibtrain.pretrained.processor import QFORMER_TOKENIZER, blip2_processor, parts_processor
 from ibtrain.pretrained.published import LANGUAGE_MODELS, published_config, published_name
+from ibtrain.pretrained.releases import FieldError, known_fields, translated
 from ibtrain.pretrained.sources import RenamedSource, from_blip2_name, source_of_directory
 from ibtrain.pretrained.tensors import AdapterSource, RandomSource, TensorSource
 from ibtrain.pretrained.vicuna import check_vicuna, check_whole, names_of
 from ibtrain.tokenization import InstructionTokenizer
 
 logger = logging.getLogger(__name__)
-
-_KEPT_UNLISTED = {"decoder_start_token_id"}
-"""A configuration of transformers 5 keeps it when it is given and does not list it when not."""
 
 
 def base_directory(section: ModelSection) -> Path:
@@ -152,7 +150,7 @@ def directory_config(directory: Path) -> InstructBlipConfig:
     """
     if not is_blip2(directory):
         return read_config(directory)
-    blip2 = open_config(Blip2Config, directory)
+    blip2 = open_config(directory)
     sections = {
         name: {
             key: value
@@ -202,14 +200,17 @@ def _architecture(random_base: RandomBase) -> InstructBlipConfig:
     }
     built = {}
     for name, (kind, values) in sections.items():
-        unknown = sorted(set(values) - set(kind().to_dict()) - _KEPT_UNLISTED)
+        unknown = sorted(set(values) - known_fields(kind))
         if unknown:
             raise ValueError(
                 f"model.random_base.{name} has the unknown key {unknown[0]!r}; keys are those of "
                 f"transformers' {kind.__name__}"
             )
         try:
-            built[name] = kind(**values).to_dict()
+            fields = translated(values, kind, f"model.random_base.{name}")
+            built[name] = kind(**fields).to_dict()
+        except FieldError:
+            raise
         except UNUSABLE as error:
             first = str(error).strip().partition("\n")[0]
             raise ValueError(

@@ -13,6 +13,8 @@ from ibtrain.pretrained.census import describe_missing
 from ibtrain.pretrained.configuration import UNUSABLE
 from ibtrain.pretrained.tensors import SURPLUS, TensorSource
 
+MOST_LAYERS = 1000
+"""No model has near as many, and each takes time and memory to lay out, even without weights."""
 _SHAPES: dict[str, dict[str, tuple[int, ...]]] = {}
 _MOST_SHAPES = 8
 
@@ -42,7 +44,7 @@ def _shapes(
     config: InstructBlipConfig, instruction_aware: bool, lora: LoraSection | None
 ) -> dict[str, tuple[int, ...]]:
     try:
-        _check_heads(config)
+        _check_sizes(config)
         with torch.device("meta"):
             model = InstructBlip(config, instruction_aware, lora)
     except ValueError:
@@ -56,7 +58,14 @@ def _shapes(
     return {name: tuple(parameter.shape) for name, parameter in model.weights()}
 
 
-def _check_heads(config: InstructBlipConfig) -> None:
+def _check_sizes(config: InstructBlipConfig) -> None:
+    for key in ("vision_config", "qformer_config", "text_config"):
+        layers = getattr(config, key).num_hidden_layers
+        if not isinstance(layers, int) or not 0 < layers <= MOST_LAYERS:
+            raise ValueError(
+                f"{key} has {str(layers)[:40]} layers, and a model has 1 to {MOST_LAYERS}; take "
+                "the configuration that belongs to the weights"
+            )
     for key in ("vision_config", "qformer_config"):
         heads, width = getattr(config, key).num_attention_heads, getattr(config, key).hidden_size
         if heads < 1 or width % heads:

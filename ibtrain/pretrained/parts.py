@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from transformers import (
-    AutoConfig,
     InstructBlipConfig,
     InstructBlipQFormerConfig,
     InstructBlipVisionConfig,
@@ -28,6 +27,7 @@ from ibtrain.pretrained.processor import (
     language_tokenizer,
     qformer_tokenizer,
 )
+from ibtrain.pretrained.releases import known_fields, translated
 from ibtrain.pretrained.sources import (
     GrownSource,
     RenamedSource,
@@ -129,13 +129,13 @@ def _parts(section: ModelSection) -> Parts:
 
 
 def _configured(kind: Any, values: dict[str, Any], key: str) -> PretrainedConfig:
-    unknown = sorted(set(values) - set(kind().to_dict()))
+    unknown = sorted(set(values) - known_fields(kind))
     if unknown:
         raise ValueError(
             f"model.parts.{key} has the unknown key {unknown[0]!r}; keys are those of "
             f"transformers' {kind.__name__}"
         )
-    return kind(**values)
+    return kind(**translated(values, kind, f"model.parts.{key}"))
 
 
 def _language_config(section: ModelSection) -> PretrainedConfig:
@@ -143,7 +143,7 @@ def _language_config(section: ModelSection) -> PretrainedConfig:
     Vicuna got, exact GELU in a T5.
     """
     directory = language_directory(section)
-    config = open_config(AutoConfig, directory)
+    config = open_config(directory)
     config = getattr(config, "text_config", config)
     if config.model_type == "t5":
         config.dense_act_fn = "gelu"
@@ -186,7 +186,7 @@ def _blip2_source(section: ModelSection, path: Path, config: InstructBlipConfig)
             f"{path} is neither a file from LAVIS nor a model's directory; give the path of the "
             "download"
         )
-    theirs = open_config(AutoConfig, directory)
+    theirs = open_config(directory)
     other = theirs.text_config.model_type != config.text_config.model_type
 
     def rename(name: str) -> str | None:

@@ -9,7 +9,6 @@ from functools import lru_cache
 from pathlib import Path
 
 from transformers import (
-    AutoConfig,
     BertTokenizerFast,
     BlipImageProcessor,
     PreTrainedTokenizerBase,
@@ -92,7 +91,7 @@ def is_vicuna(section: ModelSection) -> bool:
     """Whether the language model of a base given in parts has to be Vicuna."""
     if section.language_release == "other":
         return False
-    config = open_config(AutoConfig, language_directory(section))
+    config = open_config(language_directory(section))
     return bool(getattr(config, "text_config", config).model_type == "llama")
 
 

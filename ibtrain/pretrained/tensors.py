@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ibtrain.files import check_not_pointer
 from ibtrain.model.lora import B_ENDING, is_adapter
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -65,7 +66,7 @@ class SafetensorsSource:
                 raise ValueError(
                     f"{description}: the shard {file.name} is missing; copy the directory again"
                 )
-            file.open("rb").close()  # safetensors calls one that may not be read missing
+            check_not_pointer(file)  # safetensors calls one that may not be read missing
             try:
                 with safe_open(file, framework="pt") as opened:
                     for name in opened.keys():  # noqa: SIM118  (not a mapping)

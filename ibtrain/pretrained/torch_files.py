@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ibtrain.files import check_not_pointer
 from ibtrain.pretrained.tensors import check_dtypes, check_single
 
 _FLOATS = {
@@ -96,6 +97,7 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         found = "is a directory, not a file" if file.is_dir() else "is missing"
         raise ValueError(f"{file} {found}; give the path of the downloaded file")
+    check_not_pointer(file)
     mapped = _looked_at(file)
     try:
         with warnings.catch_warnings(action="ignore"):  # of pickles in another protocol
