@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ibtrain.cli.saying import FAILED, SUCCESS, say, verb_of
+from ibtrain.defaults import FRAMES, PREVIEW_SAMPLES, QUARANTINE_BUDGET, SHORT_SIDE
 
 
 def add_data(verbs: Any) -> None:
@@ -36,20 +37,20 @@ def add_data(verbs: Any) -> None:
     prepare.add_argument(
         "--short-side",
         type=int,
-        default=288,
+        default=SHORT_SIDE,
         metavar="PX",
-        help="larger images are reduced to it (default 288)",
+        help="larger images are reduced to it (default %(default)s)",
     )
     prepare.add_argument("--keep-original", action="store_true", help="never reduce images")
     prepare.add_argument(
-        "--frames", type=int, default=4, metavar="N", help="of a video (default 4)"
+        "--frames", type=int, default=FRAMES, metavar="N", help="of a video (default %(default)s)"
     )
     prepare.add_argument(
         "--budget",
         type=float,
-        default=0.01,
+        default=QUARANTINE_BUDGET,
         metavar="SHARE",
-        help="of bad annotations, above which it fails (default 0.01)",
+        help="of bad annotations, above which it fails (default %(default)s)",
     )
     verify = verb_of(nested, "verify", _verify, "hash and decode every shard, record and image")
     verify.add_argument("directory", type=Path, metavar="DIR")
@@ -67,7 +68,11 @@ def add_data(verbs: Any) -> None:
         "--preview", type=Path, metavar="FILE.html", help="write a page of samples as drawn"
     )
     mixture.add_argument(
-        "--samples", type=int, default=6, metavar="N", help="of each dataset on the page (6)"
+        "--samples",
+        type=int,
+        default=PREVIEW_SAMPLES,
+        metavar="N",
+        help="of each dataset on the page (default %(default)s)",
     )
     mixture.add_argument(
         "--seed", type=int, metavar="N", help="of the page's samples (default: the recipe's)"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ibtrain.cli.saying import say, verb_of
+from ibtrain.defaults import ASK_BEAMS, ASK_NEW_TOKENS, ASK_REPETITION_PENALTY
 
 
 def add_ask(verbs: Any) -> None:
@@ -14,10 +15,10 @@ def add_ask(verbs: Any) -> None:
     verb.add_argument("model", type=Path, metavar="MODEL")
     verb.add_argument("--image", type=Path, action="append", required=True, metavar="F")
     verb.add_argument("--prompt", required=True, metavar="TEXT")
-    verb.add_argument("--beams", type=int, default=5)
-    verb.add_argument("--max-new-tokens", type=int, default=256)
+    verb.add_argument("--beams", type=int, default=ASK_BEAMS)
+    verb.add_argument("--max-new-tokens", type=int, default=ASK_NEW_TOKENS)
     verb.add_argument("--min-new-tokens", type=int, default=1)
-    verb.add_argument("--repetition-penalty", type=float, default=1.5)
+    verb.add_argument("--repetition-penalty", type=float, default=ASK_REPETITION_PENALTY)
     verb.add_argument("--length-penalty", type=float, default=1.0)
     verb.add_argument("--sample", action="store_true")
     verb.add_argument("--temperature", type=float, default=1.0)

@@ -32,6 +32,7 @@ from ibtrain.data.decoding import (
     orientation,
     to_rgb,
 )
+from ibtrain.defaults import SHORT_SIDE
 
 __all__ = [
     "DAMAGE",
@@ -45,7 +46,6 @@ __all__ = [
 ]
 
 Augmentation = Literal["resize", "crop", "crop_flip"]
-SHORT_SIDE = 288
 QUALITY = 90
 MAXIMUM_FILE_BYTES = 1 << 28
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, ImageOps
 
 from ibtrain.data.images import to_rgb
+from ibtrain.defaults import FRAMES
 
 if TYPE_CHECKING:
     import av
 
-FRAMES = 4
 MAXIMUM_COUNT = 64
 MAXIMUM_FRAME_PIXELS = 7680 * 4320
 MAXIMUM_DECODED_PIXELS = 1 << 33  # of one video: four minutes of 1280 x 720 at 38 frames a second

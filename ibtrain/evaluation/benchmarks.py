@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ibtrain.data.catalog import get
 from ibtrain.data.records import Record
+from ibtrain.data.shards.card import CARD, read_card
 from ibtrain.data.shards.records import check_index, read_records
 from ibtrain.evaluation.generation import DecodingSettings, generate
 from ibtrain.evaluation.metrics import (
@@ -122,11 +123,15 @@ def evaluate(
 
 
 def dataset_of(directory: Path) -> str:
-    """The dataset that a directory of shards holds, from its first record.
+    """The dataset that a directory of shards holds, by its card, or where it has none by its first
+    record.
 
     Raises:
         ValueError: when the shards are missing or damaged.
     """
+    check_index(directory)
+    if (directory / CARD).is_file():
+        return str(read_card(directory)["report"]["dataset"])
     return next(read_records(directory)).dataset
 
 

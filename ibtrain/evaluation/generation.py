@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from ibtrain.data.images import open_pixels, to_rgb
+from ibtrain.defaults import ASK_BEAMS, ASK_NEW_TOKENS, ASK_REPETITION_PENALTY
 from ibtrain.model.t5 import start_token
 from ibtrain.pretrained.opening import OpenedModel
 from ibtrain.tokenization import InstructionTokens
@@ -77,9 +78,12 @@ class DecodingSettings:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be {wanted}")
 
 
-ASKING = DecodingSettings(beams=5, max_new_tokens=256, repetition_penalty=1.5)
-"""Defaults of the released models' `generate` (LAVIS `blip2_vicuna_instruct.py`,
-`blip2_t5_instruct.py`), the same for both families."""
+ASKING = DecodingSettings(
+    beams=ASK_BEAMS,
+    max_new_tokens=ASK_NEW_TOKENS,
+    repetition_penalty=ASK_REPETITION_PENALTY,
+)
+"""As the released models answer."""
 
 
 @torch.inference_mode()

@@ -1,13 +1,11 @@
 """Where Triton's kernels run: the one place that asks whether it is installed, and for what."""
 
-import functools
-import importlib.util
-import os
-
 import torch
 
-OLDEST_CARD = (8, 0)
-"""Ampere: bf16 on tensor cores and asynchronous copies."""
+from ibtrain.kernels import triton_environment
+from ibtrain.kernels.triton_environment import OLDEST_CARD
+
+__all__ = ["OLDEST_CARD", "allow_triton", "interpreted", "triton_runs_on", "why_not_on"]
 
 
 def interpreted() -> bool:
@@ -21,17 +19,7 @@ def interpreted() -> bool:
 
         answer: bool = triton_support_traced.interpreted()
         return answer
-    return _interpreted()
-
-
-@functools.cache
-def _interpreted() -> bool:
-    # Importing triton loads a compiler: not for nothing, in every process of a run on a CPU.
-    if not os.environ.get("TRITON_INTERPRET") or importlib.util.find_spec("triton") is None:
-        return False
-    from triton import knobs
-
-    return bool(knobs.runtime.interpret)
+    return triton_environment.interpreted()
 
 
 _allowed = True
@@ -57,25 +45,9 @@ def why_not_on(device: torch.device) -> str:
 
         reason: str = triton_support_traced.why_not_on(device)
         return reason
-    return _why_not_on(device)
+    return triton_environment.why_not_on(device)
 
 
 def triton_runs_on(device: torch.device) -> bool:
     """Whether the kernels run on tensors of `device`."""
     return not why_not_on(device)
-
-
-@functools.cache
-def _why_not_on(device: torch.device) -> str:
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed"
-    if interpreted() or device.type == "meta":  # there shapes are all that is asked for
-        return ""
-    if device.type != "cuda":
-        return f"Triton does not run on {device.type}"
-    if torch.version.cuda is None:
-        return "this is not a CUDA build of torch"
-    card = torch.cuda.get_device_capability(device)
-    if card < OLDEST_CARD:
-        return f"the card is of compute capability {card[0]}.{card[1]}, and 8.0 is the oldest"
-    return ""

@@ -2,6 +2,8 @@
 
 The order is made in the training process; workers get draws and give batches, so nothing that a
 step needs depends on how many there are. What goes wrong in a worker comes back as a sentence.
+
+Neither StreamingDataset nor torch's DataLoader is used: docs/data.md has what was measured of both.
 """
 
 from collections.abc import Generator, Iterator, Sequence

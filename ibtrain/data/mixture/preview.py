@@ -23,9 +23,9 @@ from ibtrain.data.mixture.reader import MixtureReader
 from ibtrain.data.mixture.sampling import augmentation_for, draw_sample
 from ibtrain.data.mixture.shares import Mixture, MixtureStratum
 from ibtrain.data.records import Record
+from ibtrain.defaults import PREVIEW_SAMPLES
 from ibtrain.files import write_whole
 
-SAMPLES = 6
 MOST_SAMPLES = 500
 _AUGMENTATION = {
     "resize": "plain resize",
@@ -35,7 +35,11 @@ _AUGMENTATION = {
 
 
 def write_preview(
-    path: Path, recipe: Recipe, mixture: Mixture, samples: int = SAMPLES, seed: int | None = None
+    path: Path,
+    recipe: Recipe,
+    mixture: Mixture,
+    samples: int = PREVIEW_SAMPLES,
+    seed: int | None = None,
 ) -> None:
     """Writes the page, whole or not at all.
 

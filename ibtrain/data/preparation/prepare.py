@@ -20,7 +20,6 @@ from typing import Any
 from tqdm import tqdm
 
 from ibtrain.data import catalog, instructions, readers
-from ibtrain.data.images import SHORT_SIDE
 from ibtrain.data.preparation.conversion import Settings, convert_part, finished
 from ibtrain.data.preparation.merging import (
     FAILED,
@@ -37,7 +36,7 @@ from ibtrain.data.preparation.workers import Report, run_beside
 from ibtrain.data.shards.card import CARD, QUARANTINE
 from ibtrain.data.shards.index import INDEX, REBUILD
 from ibtrain.data.shards.records import check_index
-from ibtrain.data.video import FRAMES
+from ibtrain.defaults import FRAMES, QUARANTINE_BUDGET, SHORT_SIDE
 from ibtrain.files import BusyError, locked
 
 __all__ = ["BusyError", "OverBudgetError", "PrepareReport", "prepare"]
@@ -60,7 +59,7 @@ def prepare(
     workers: int = 1,
     portion: tuple[int, int] | None = None,
     progress: bool = True,
-    budget: float = 0.01,
+    budget: float = QUARANTINE_BUDGET,
     short_side: int = SHORT_SIDE,
     keep_original: bool = False,
     frames: int = FRAMES,

@@ -4,6 +4,9 @@ JSON is read through a window of text that moves along the file, and each entry 
 own, so memory is bounded by the largest entry and not by the file. Entries come with their place
 (`file.json[12]`, `file.jsonl:13`), for messages. What is wrong with a whole file (cut off, no JSON,
 not the expected layout) is a ValueError naming it; what is wrong with one entry is the reader's.
+
+ijson, the library for this, was tried (docs/data.md): a file whose top is not the expected list
+gives no entries and no error, and of a damaged entry it says neither number nor line.
 """
 
 import codecs

@@ -2,7 +2,12 @@
 
 A raw shard is a count of samples (4 bytes, little-endian), one offset more than there are samples,
 a header that repeats what the index says, and the samples. A sample is the size of every column (4
-bytes each) and the columns. Nothing here trusts a number before it is held against the data.
+bytes each) and the columns.
+
+Streaming's own MDSReader reads the same bytes, and a test holds both against each other. It takes a
+file at its word; here no number is trusted before it is held against the data: what a frame unpacks
+to and in what window, offsets that rise and end with the file, sizes of columns that fill a sample,
+JSON of bounded size and depth, and none but the encodings that our columns have (no pickle).
 """
 
 import json

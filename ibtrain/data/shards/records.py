@@ -1,6 +1,6 @@
 """Records on disk as MDS shards: their columns, and reading them without trusting them.
 
-shard_index.py checks an index, mds.py decodes the bytes of a shard; this is what both are for.
+index.py checks an index, format.py decodes the bytes of a shard; this is what both are for.
 """
 
 import hashlib
