@@ -104,12 +104,19 @@ def add_train(verbs: Any) -> None:
 
 
 def _train(parsed: argparse.Namespace) -> int:
-    from ibtrain.config import load_recipe
+    # First, for what follows takes seconds to import, in which a scheduler may ask to stop.
+    from ibtrain.training.interruption import Interruption
 
-    recipe = load_recipe(parsed.recipe, parsed.overrides)
-    from ibtrain.training.loop import train
+    interruption = Interruption()
+    try:
+        from ibtrain.config import load_recipe
 
-    result = train(recipe)
+        recipe = load_recipe(parsed.recipe, parsed.overrides)
+        from ibtrain.training.loop import train
+
+        result = train(recipe, interruption)
+    finally:
+        interruption.restore()
     if rank() == 0:
         state = "interrupted after" if result.interrupted else "done:"
         say(
