@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test test-oldest test-newest test-card check format environment clean
+.PHONY: quickstart test test-slurm test-oldest test-newest test-card check format environment clean
 
 environment: $(STAMP)
 
@@ -22,6 +22,10 @@ test: environment
 
 test-oldest test-newest test-card: test-%:  ## in an environment of its own, made on first use: an end of the versions, or a GPU machine's
 	tools/test_environment.sh $*
+
+test-slurm: environment  ## the job scripts on a real Slurm of several nodes, each a namespace of this machine (root)
+	tests/slurm/install.sh
+	$(VENV)/bin/python -m pytest tests/slurm -m slurm
 
 check: environment
 	$(VENV)/bin/ruff check .

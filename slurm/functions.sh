@@ -39,19 +39,22 @@ run_tasks() {
     # Bash runs a trap when the command before it is over, so srun is in the background and waited for;
     # a trap ends the wait, while the tasks are still there, so it is waited for again.
     trap pass_on USR1 TERM
-    local waited=127
-    signalled=1
-    while ((signalled)); do
-        signalled=0
+    local waited=127 again=1
+    while ((again)); do
+        again=0
         wait "$srun_process" && waited=0 || waited=$?
         if ((waited != 127)); then code=$waited; fi
     done
     trap '' USR1 TERM
+    # Tasks that were told to stop before they could listen have nothing to save.
+    if ((signalled && (code == 138 || code == 143))); then code=3; fi
 }
 
 # srun hands the signal to every task.
+signalled=0
 pass_on() {
-    signalled=1
+    if ((!signalled)); then echo "job $SLURM_JOB_ID is asked to stop; its tasks hear of it"; fi
+    signalled=1 again=1
     kill -USR1 "$srun_process" 2>/dev/null || true
 }
 

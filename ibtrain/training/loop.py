@@ -15,7 +15,7 @@ import torch
 
 from ibtrain import __version__
 from ibtrain.batch import Batch
-from ibtrain.config import Recipe
+from ibtrain.config import Recipe, micro_batches_per_step
 from ibtrain.data.mixture.fingerprint import order_fingerprint
 from ibtrain.data.mixture.loader import MixtureLoader
 from ibtrain.data.mixture.quarantine import BadDataError, Incident, Ledger
@@ -28,12 +28,14 @@ from ibtrain.distributed.ranks import (
     on_rank_zero,
     on_rank_zero_only,
 )
+from ibtrain.distributed.sameness import refuse_unequal_code
 from ibtrain.fencing import Incarnation
 from ibtrain.pretrained.base import record_base
 from ibtrain.run_directory import take_run
 from ibtrain.training.checkpoint import load_checkpoint, save_checkpoint
 from ibtrain.training.engine import Engine
 from ibtrain.training.interruption import Interruption
+from ibtrain.training.placement import choose_sharding, write_plan
 from ibtrain.training.request import Request
 from ibtrain.training.resume import find_resume
 from ibtrain.training.schedule import learning_rate
@@ -73,14 +75,24 @@ def train(recipe: Recipe, interruption: Interruption) -> TrainingResult:
         BadDataError: when more of the data is bad than the recipe's budget allows.
     """
     ranks = start_processes()
-    request = on_every_rank(ranks, lambda: Request.of(recipe, ranks))
+    refuse_unequal_code(ranks)
+    on_every_rank(ranks, lambda: micro_batches_per_step(recipe, ranks.world))
+    plan = on_rank_zero(ranks, lambda: choose_sharding(recipe, ranks))
+    request = on_every_rank(ranks, lambda: Request.of(recipe, ranks, plan["sharding"]))
     order = order_fingerprint(recipe, request.mixture)
     base = on_rank_zero(
         ranks,
         lambda: record_base(recipe.model, request.config, request.tokenizer, recipe.seed),
     )
     incarnation = _take_run(ranks, recipe.output)
-    resumed = on_rank_zero(ranks, lambda: _resume(recipe, order, base, incarnation))
+
+    def find() -> tuple[Path, int] | None:
+        assert incarnation is not None
+        resumed = find_resume(recipe, order, base, incarnation)
+        write_plan(incarnation, plan)
+        return resumed
+
+    resumed = on_rank_zero(ranks, find)
     if _stop_wanted(ranks, interruption):
         return TrainingResult(recipe.output, 0 if resumed is None else resumed[1], True)
     run = _Run(request, order, base, resumed, incarnation, interruption)
@@ -107,13 +119,6 @@ def _take_run(ranks: Ranks, run: Path) -> Incarnation | None:
     return incarnation
 
 
-def _resume(
-    recipe: Recipe, order: dict[str, Any], base: dict[str, str], held: Incarnation | None
-) -> tuple[Path, int] | None:
-    assert held is not None
-    return find_resume(recipe, order, base, held)
-
-
 def _stop_wanted(ranks: Ranks, interruption: Interruption) -> bool:
     """Whether any rank was asked to stop while it started; before what takes long is loaded."""
     asked: list[Any] = [None] * ranks.world
@@ -134,12 +139,13 @@ class _Run:
         interruption: Interruption,
     ) -> None:
         self.incarnation, self.interruption = incarnation, interruption
+        self.sharding = Path(request.sharding).stem
         self.recipe, self.ranks, self.order, self.base = request.recipe, request.ranks, order, base
         recipe, ranks, mixture, config = self.recipe, self.ranks, request.mixture, request.config
         self.names = [dataset.name for dataset in mixture.datasets]
         begin = None if resumed is None else resumed[0]
         chosen = on_every_rank(ranks, lambda: request.choose_sources(begin))
-        self.engine = Engine(recipe, ranks, config, chosen)
+        self.engine = Engine(request.sharded, ranks, config, chosen)
         self.first_step = 0
         if resumed is not None:
             load_checkpoint(self.engine, resumed[0])
@@ -177,9 +183,10 @@ class _Run:
         )
         begin = f"going on from {resumed[0].name}" if resumed else "from the beginning"
         logger.info(
-            "%s: %s trained parameters, ZeRO-%d on %d rank%s, %s; %d of %d steps to do",
+            "%s: %s trained parameters, %s (ZeRO-%d) on %d rank%s, %s; %d of %d steps to do",
             self.recipe.name,
             f"{trained:,}",
+            self.sharding,
             self.engine.stage,
             self.ranks.world,
             "" if self.ranks.world == 1 else "s",

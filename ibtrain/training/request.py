@@ -29,15 +29,18 @@ class Request:
     tokenizer: InstructionTokenizer
     base: tuple[TensorSource, ...]
     """Where the base's weights come from, and those of new adapters."""
+    sharding: str
+    """Of this start; the recipe's, unless that is auto."""
 
     @classmethod
-    def of(cls, recipe: Recipe, ranks: Ranks) -> "Request":
+    def of(cls, recipe: Recipe, ranks: Ranks, sharding: str) -> "Request":
         """Finds it all; what can be refused before a model is built is refused here.
 
         Raises:
             ValueError: when the recipe, the base, the tokenizers or the data cannot be used.
         """
-        sharding_config(recipe, ranks.world)
+        sharded = recipe.model_copy(update={"sharding": sharding})
+        sharding_config(sharded, ranks.world, ranks.local_world)
         mixture = resolve_mixture(
             recipe.data, recipe.training.global_batch, cache_directory(recipe)
         )
@@ -49,9 +52,14 @@ class Request:
         )
         check_vocabularies(config, len(tokenizer.language), len(tokenizer.qformer), str(directory))
         base = base_sources(recipe.model, config, recipe.seed)
-        request = cls(recipe, ranks, mixture, config, tokenizer, tuple(base))
+        request = cls(recipe, ranks, mixture, config, tokenizer, tuple(base), sharding)
         request.choose_sources(None)
         return request
+
+    @property
+    def sharded(self) -> Recipe:
+        """The recipe with the sharding of this start."""
+        return self.recipe.model_copy(update={"sharding": self.sharding})
 
     def choose_sources(self, resumed: Path | None) -> dict[str, TensorSource]:
         """For each parameter where its value is read from: the base, or the checkpoint.
