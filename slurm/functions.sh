@@ -59,11 +59,13 @@ pass_on() {
 }
 
 # Queues this job again. It kills this shell at once, so it comes last.
-requeue_unless_cancelled() {
+requeue() {
     local state
     state=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *JobState=\([A-Z_]*\).*/\1/p')
-    if [[ $state == CANCELLED ]]; then
-        echo "job $SLURM_JOB_ID was cancelled; the same sbatch command goes on from the checkpoint"
+    # A job that was cancelled, or whose time is over, is COMPLETING by now.
+    if [[ $state != RUNNING ]]; then
+        echo "job $SLURM_JOB_ID is ${state:-not known} and stays so; the same sbatch command goes on" \
+            "from the checkpoint"
         return
     fi
     scontrol requeue "$SLURM_JOB_ID" ||

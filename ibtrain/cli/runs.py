@@ -1,7 +1,10 @@
 """`ibtrain recipes`, `check`, `plan`, `train` and `slurm`."""
 
 import argparse
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +48,35 @@ def _check(parsed: argparse.Namespace) -> int:
 
     from ibtrain.check.check import check, table
     from ibtrain.config import load_recipe
+    from ibtrain.distributed.launchers import is_launched
 
     recipe = None if parsed.recipe is None else load_recipe(parsed.recipe, parsed.overrides)
-    findings = check(recipe)
+    if is_launched():
+        from ibtrain.check.nodes import check_nodes
+        from ibtrain.distributed.processes import start_processes
+
+        ranks = start_processes()
+        findings = check_nodes(ranks, recipe, check)
+        if ranks.rank:
+            return SUCCESS
+    elif "SLURM_JOB_ID" in os.environ:
+        return _check_allocation()
+    else:
+        findings = check(recipe)
     well = all(finding.status != "MISS" for finding in findings)
     document = {"findings": [asdict(finding) for finding in findings], "ok": well}
     say(parsed, document, table(findings, shutil.get_terminal_size().columns))
     return SUCCESS if well else FAILED
+
+
+def _check_allocation() -> int:
+    """Looks at every node of the allocation, by a task on each."""
+    from ibtrain.check.nodes import allocation_command
+
+    command = allocation_command(sys.argv[1:])
+    if command is None:
+        raise FileNotFoundError("this is an allocation of Slurm, and there is no srun on the PATH")
+    return subprocess.run(command).returncode
 
 
 def add_plan(verbs: Any) -> None:

@@ -23,6 +23,7 @@ from tests.distributed.conftest import ROOT, world_directory
 assert world_directory  # a fixture
 HERE = Path(__file__).parent
 TRAIN = ROOT / "slurm/train.sbatch"
+STEPS = 200
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
 
 
@@ -83,6 +84,9 @@ class Cluster:
 
     def __init__(self, directory: Path, nodes: int) -> None:
         self.directory, self.nodes = directory, nodes
+        self.own = Path(f"/var/tmp/ibtrain-{os.getpid()}")
+        """A directory of which every node has its own."""
+        self.own.mkdir()
         slurm = {name: value for name, value in os.environ.items() if name.startswith("SLURM_TEST")}
         clean = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
         links = {path.name for path in Path("/sys/class/net").iterdir()}
@@ -95,6 +99,7 @@ class Cluster:
             "SLURM_TEST_MODE": "netns",
             "SLURM_TEST_GPUS": "h100:8",
                 "SLURM_TEST_REQUEUE_DELAY": "5",
+                "SLURM_TEST_PRIVATE": str(self.own),
             "SLURM_CONF": str(directory / "slurm/slurm.conf"),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
@@ -109,6 +114,7 @@ class Cluster:
     def down(self) -> None:
         """Ends everything."""
         self.run(HERE / "cluster_down.sh", "--rm")
+        self.own.rmdir()
 
     def node(self, name: str, *action: str) -> str:
         """Has something happen to a node (see cluster_node.sh)."""
@@ -166,3 +172,21 @@ def final_files(run: Path, steps: int) -> dict[str, str]:
     step = latest_step(run)
     assert step is not None and verify_step(step) == steps
     return {name: sha256_of(step / f"{name}.safetensors") for name in ("trainable", "optimizer")}
+
+
+def recipe(world: Path) -> tuple[str, ...]:
+    return (str(world / "tiny.yaml"), f"training.steps={STEPS}", "checkpoint.every=20")
+
+
+@pytest.fixture(scope="session")
+def quiet(cluster: Cluster, world_directory: Path, tmp_path_factory) -> Path:
+    """The run on two nodes that nothing disturbed."""
+    run = tmp_path_factory.mktemp("quiet") / "run"
+    job = cluster.train(run, 2, "--", *recipe(world_directory))
+    assert job.wait() == 0, job.output()
+    said = job.output()
+    assert f"job {job.number}, start 1, on node[1-2]: ibtrain train" in said
+    assert re.search(r"\(ZeRO-3\) on 2 ranks, from the beginning", said)
+    assert f"done: step {STEPS}, run directory {run}" in said
+    assert "start 2" not in said
+    return run
