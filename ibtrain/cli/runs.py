@@ -130,7 +130,7 @@ def add_train(verbs: Any) -> None:
 
 def _train(parsed: argparse.Namespace) -> int:
     # First, for what follows takes seconds to import, in which a scheduler may ask to stop.
-    from ibtrain.training.interruption import Interruption
+    from ibtrain.distributed.interruption import Interruption
 
     interruption = Interruption()
     try:

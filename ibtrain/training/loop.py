@@ -20,6 +20,7 @@ from ibtrain.data.mixture.fingerprint import order_fingerprint
 from ibtrain.data.mixture.loader import MixtureLoader
 from ibtrain.data.mixture.quarantine import BadDataError, Incident, Ledger
 from ibtrain.data.mixture.reader import cache_directory
+from ibtrain.distributed.interruption import Interruption
 from ibtrain.distributed.processes import start_processes
 from ibtrain.distributed.ranks import (
     Ranks,
@@ -34,7 +35,6 @@ from ibtrain.pretrained.base import record_base
 from ibtrain.run_directory import take_run
 from ibtrain.training.checkpoint import load_checkpoint, save_checkpoint
 from ibtrain.training.engine import Engine
-from ibtrain.training.interruption import Interruption
 from ibtrain.training.placement import choose_sharding, write_plan
 from ibtrain.training.request import Request
 from ibtrain.training.resume import find_resume
