@@ -130,8 +130,8 @@ def make_job(recipe: Recipe, request: Request, gpu: str | None = None) -> Job:
     Raises:
         ValueError: when the partition, the GPUs or the sizes cannot be had, or nothing fits.
     """
-    micro_batches_per_step(recipe, request.nodes * request.gpus_per_node)
     device = _device(request, gpu)
+    micro_batches_per_step(recipe, request.nodes * request.gpus_per_node)
     sharding, because, plan = _placed(recipe, request, device)
     placed = recipe.model_copy(update={"sharding": sharding})
     directory = recipe.output.absolute()

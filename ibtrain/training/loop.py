@@ -37,7 +37,7 @@ from ibtrain.training.checkpoint import load_checkpoint, save_checkpoint
 from ibtrain.training.engine import Engine
 from ibtrain.training.placement import choose_sharding, write_plan
 from ibtrain.training.request import Request
-from ibtrain.training.resume import find_resume
+from ibtrain.training.resume import find_resume, refuse_changes
 from ibtrain.training.schedule import learning_rate
 from ibtrain.training.telemetry import Telemetry
 from ibtrain.training.window import Window
@@ -84,6 +84,7 @@ def train(recipe: Recipe, interruption: Interruption) -> TrainingResult:
         ranks,
         lambda: record_base(recipe.model, request.config, request.tokenizer, recipe.seed),
     )
+    on_rank_zero(ranks, lambda: refuse_changes(recipe, order, base))
     incarnation = _take_run(ranks, recipe.output)
 
     def find() -> tuple[Path, int] | None:

@@ -210,6 +210,10 @@ def test_of_two_runs_in_a_directory_the_later_goes_on(
     run = tmp_path / "run"
     first = start(zygote, world_directory, run, "training.steps=4000")
     first.wait_until(lambda: latest_step(run) is not None)
+    # One that is refused takes nothing away.
+    assert "is 9, " in sentence(start(zygote, world_directory, run, "training.global_batch=9"), 2)
+    changed = start(zygote, world_directory, run, "data.balance=uniform", ranks=1)
+    assert "was trained on other data" in sentence(changed, 2)
     second = start(zygote, world_directory, run)
     complaint = sentence(first, 1)
     by = f"(process {second.pids[0]} on {socket.gethostname()})"
