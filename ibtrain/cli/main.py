@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import logging
 import platform
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The parsed command; `key=value` may stand before options and after them."""
     parser = _parser()
-    parsed, others = parser.parse_known_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    parsed, others = parser.parse_known_args(words)
+    parsed.words = words
     overrides = [other for other in others if "=" in other and not other.startswith("-")]
     if any(other.startswith(("--local_rank", "--local-rank")) for other in others):
         parser.error(

@@ -4,7 +4,6 @@ import argparse
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +59,7 @@ def _check(parsed: argparse.Namespace) -> int:
         if ranks.rank:
             return SUCCESS
     elif "SLURM_JOB_ID" in os.environ:
-        return _check_allocation()
+        return _check_allocation(parsed.words)
     else:
         findings = check(recipe)
     well = all(finding.status != "MISS" for finding in findings)
@@ -69,11 +68,11 @@ def _check(parsed: argparse.Namespace) -> int:
     return SUCCESS if well else FAILED
 
 
-def _check_allocation() -> int:
+def _check_allocation(words: list[str]) -> int:
     """Looks at every node of the allocation, by a task on each."""
     from ibtrain.check.nodes import allocation_command
 
-    command = allocation_command(sys.argv[1:])
+    command = allocation_command(words)
     if command is None:
         raise FileNotFoundError("this is an allocation of Slurm, and there is no srun on the PATH")
     return subprocess.run(command).returncode

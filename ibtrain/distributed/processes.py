@@ -38,7 +38,7 @@ def start_processes() -> Ranks:
             raise
         raise LaunchError(
             f"MASTER_PORT {start.port} on {start.address} is taken by another process; name a free "
-            "one: export MASTER_PORT=PORT, alike for every process"
+            "one: export MASTER_PORT=PORT, alike for every process (deepspeed --master_port PORT)"
         ) from error
     atexit.register(_leave_processes)
     return ranks

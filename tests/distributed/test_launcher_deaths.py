@@ -6,6 +6,7 @@ sent to every launcher and to a rank.
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,8 +22,11 @@ from tests.distributed.test_resume import command, final_files
 STEPS = 120
 BIN = Path(sys.executable).parent
 LAUNCHERS = {
-    "deepspeed": [str(BIN / "deepspeed"), "--no_local_rank", "--num_accelerators", "2", "--module"],
-    "torchrun": [str(BIN / "torchrun"), "--standalone", "--nproc-per-node", "2", "-m"],
+    "deepspeed": [
+        *(str(BIN / "deepspeed"), "--no_local_rank", "--num_accelerators", "2"),
+        *("--master_port", "PORT", "--module", "ibtrain"),
+    ],
+    "torchrun": [str(BIN / "torchrun"), "--standalone", "--nproc-per-node", "2", "-m", "ibtrain"],
 }
 TERM, INT, USR1, KILL = signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGKILL
 BY_DEFAULT = {
@@ -42,7 +46,10 @@ def quiet_run(zygote: Zygote, world_directory: Path, tmp_path_factory) -> Path:
 
 
 def launched(launcher: str, world: Path, run: Path, log: Path) -> subprocess.Popen:
-    words = [*LAUNCHERS[launcher], "ibtrain"]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    words = [port if word == "PORT" else word for word in LAUNCHERS[launcher]]
     words += command(world, run, f"training.steps={STEPS}")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with log.open("w") as file:

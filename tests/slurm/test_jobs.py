@@ -100,7 +100,7 @@ def test_mistakes_that_only_the_nodes_can_see(
         assert taken.wait() == 2
     assert said_in(taken.output()) == (
         "MASTER_PORT 23456 on 127.0.0.1 is taken by another process; name a free one: export "
-        "MASTER_PORT=PORT, alike for every process"
+        "MASTER_PORT=PORT, alike for every process (deepspeed --master_port PORT)"
     )
 
 
