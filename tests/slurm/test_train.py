@@ -145,6 +145,29 @@ def test_restarts_are_bounded_and_a_cancelled_job_stays_so(
     assert "start 2" not in cancelled.output()
 
 
+@pytest.mark.parametrize("signals", [("TERM", "INT", "USR1", "KILL")])
+def test_a_signal_to_srun_leaves_no_process(
+    cluster: Cluster, world_directory: Path, quiet: Path, tmp_path: Path, signals: tuple[str, ...]
+) -> None:
+    """The same command goes on, to the same end."""
+    run = tmp_path / "run"
+    arguments = ("--max-restarts", "0", *recipe(world_directory))
+    for sent in signals:
+        job = cluster.train(run, 2, *arguments, options=("--nodelist=node1,node2",))
+        job.wait_for_start(1)
+        begin = time.monotonic()
+        cluster.node("node1", "exec", "pkill", f"-{sent}", "-x", "srun")
+        job.wait_until(
+            lambda: not sum(processes_on(cluster, node) for node in ("node1", "node2")), 30
+        )
+        print(f"SIG{sent} to srun: {time.monotonic() - begin:.1f} s, exit code {job.wait()}")
+        if sent != "KILL":
+            assert job.wait() == 3 and "interrupted after step" in job.output(), job.output()
+    job = cluster.train(run, 2, *arguments)
+    assert job.wait() == 0, job.output()
+    assert final_files(run, STEPS) == final_files(quiet, STEPS)
+
+
 def test_two_nodes_one_node_two_nodes(
     cluster: Cluster, world_directory: Path, quiet: Path, tmp_path: Path
 ) -> None:
