@@ -6,7 +6,7 @@ bad annotation does not end the reading of a file.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ibtrain.data.readers.streams import Unreadable
 from ibtrain.data.records import Answer, Example
@@ -184,7 +184,7 @@ def counted_answers(texts: Iterable[str]) -> tuple[Answer, ...]:
 
 
 def each(
-    values: Iterable[tuple[str, object]], make: Callable[[Row], Iterable[Example]]
+    values: Iterable[tuple[str, object]], make: Callable[[Row], Iterable[Example | Rejected]]
 ) -> Iterator[Example | Rejected]:
     """Makes examples of (place, annotation) pairs; a failure rejects that annotation alone. One
     that is Rejected already is passed on.
@@ -194,7 +194,8 @@ def each(
             yield value
             continue
         try:
-            yield from list(make(Row(value, place)))
+            for item in list(make(Row(value, place))):
+                yield replace(item, annotation=place) if isinstance(item, Example) else item
         except Unused as reason:
             yield Rejected(_identity(value, place), str(reason), bad=False)
         except FieldError as error:

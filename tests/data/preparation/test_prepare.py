@@ -122,7 +122,7 @@ def test_bad_annotations_are_set_aside_within_the_budget(tmp_path: Path):
     raw = conversations(tmp_path / "raw", count=10, bad=2)
     report = whole(raw, tmp_path / "out", budget=0.2)
     assert report == PrepareReport(
-        "llava_conversation", "train", 8, {"repeated id": 1}, quarantined=2, shards=1
+        "llava_conversation", "train", 8, {"duplicate": 1}, quarantined=2, shards=1
     )
     lines = [json.loads(line) for line in (tmp_path / "out/quarantine.jsonl").open()]
     assert [line["id"] for line in lines] == ["0", "1-0"]
@@ -331,7 +331,7 @@ def test_ids_are_compared_over_the_whole_split(tmp_path: Path, small_parts: None
         rows.append(row | {"image": f"{(number + 3) % 10}.jpg"})  # the same id, another image
     (raw / "conversation_58k.json").write_text(json.dumps(rows))
     report = whole(raw, tmp_path / "out")
-    assert report.written == 50 and report.dropped == {"repeated id": 26}
+    assert report.written == 50 and report.dropped == {"duplicate": 26}
     ids = [record.id for record in read_records(tmp_path / "out")]
     assert len(set(ids)) == 50
 

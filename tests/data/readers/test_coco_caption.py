@@ -76,7 +76,7 @@ def test_the_split_of_karpathy(tmp_path: Path):
             ),
         ],
         [("1", "the image path '../secret.jpg' leaves the image folder")],
-        {"no caption": 1, "repeated id": 1},
+        {"no caption": 1, "duplicate": 1},
     )
     assert prepared("coco_caption", raw, "test") == (
         [

@@ -38,7 +38,7 @@ def test_the_splits_of_karpathy(tmp_path: Path):
     assert [reason for _, reason in quarantine] == [
         f"no image 1000268201.jpg; looked in {ROOTS}",
     ]
-    assert dropped == {"no caption": 1, "repeated id": 1}
+    assert dropped == {"no caption": 1, "duplicate": 1}
     records, quarantine, dropped = prepared("flickr30k", raw, "train")
     image = f"{folder}/1000344755.jpg"
     assert records == [

@@ -49,7 +49,7 @@ def test_conversations(tmp_path: Path):
                 f"{place}[5]: conversations[0]: expected a turn from 'human', found 'gpt'",
             ),
         ],
-        {"no turns": 1, "repeated id": 1},
+        {"no turns": 1, "duplicate": 1},
     )
 
 

@@ -57,7 +57,7 @@ def test_the_mapping_names_the_videos_of_msvd(tmp_path: Path):
         ("37351", f"no video vid1304 and no folder of its frames; {looked}"),
         ("37353", "the image path 'vid../../1301' leaves the image folder"),
     ]
-    assert dropped == {"no answer": 1, "repeated id": 1}
+    assert dropped == {"no answer": 1, "duplicate": 1}
 
 
 def test_lavis_names_the_files(tmp_path: Path):

@@ -106,7 +106,7 @@ def test_every_round_is_asked_with_what_was_said_before(tmp_path: Path):
             f"{file}[6]: dialog[0]: 'answer_options' points to text 107, which is none or empty",
         ),
     ]
-    assert dropped == {"repeated id": 1, "no turns": 1}
+    assert dropped == {"duplicate": 1, "no turns": 1}
 
 
 def test_the_test_split_asks_its_last_round_alone(tmp_path: Path):

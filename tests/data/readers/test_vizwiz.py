@@ -47,7 +47,7 @@ def test_answers_weigh_as_many_as_gave_them(tmp_path: Path):
         f"no image VizWiz_val_00000002.jpg; looked in {looked}, RAW",
         "val.json[5]: answers[0]: expected an object, found 'yes'",
     ]
-    assert dropped == {"repeated id": 1, "no answer": 1}
+    assert dropped == {"duplicate": 1, "no answer": 1}
 
 
 def test_the_answers_of_the_test_split_are_kept_on_a_server(tmp_path: Path):

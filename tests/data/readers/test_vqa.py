@@ -83,7 +83,7 @@ def test_ten_annotators_of_vqav2(tmp_path: Path):
             ),
         ],
         quarantine,
-        {"no answer": 1, "repeated id": 1},
+        {"no answer": 1, "duplicate": 1},
     )
     assert prepared("vqav2_question_generation", raw, "train") == (
         [
@@ -91,7 +91,7 @@ def test_ten_annotators_of_vqav2(tmp_path: Path):
             asked("vqav2", image, "458752001", "lanzador", "¿Qué posición {juega}?", **position),
         ],
         quarantine,
-        {"no answer": 1, "repeated id": 1},
+        {"no answer": 1, "duplicate": 1},
     )
 
 
@@ -124,7 +124,7 @@ def test_vqav2_of_lavis(tmp_path: Path):
             "vqa_train.json[3]: 'answer' must be a list of strings, holds 1",
         )
     ]
-    dropped = {"no answer": 1, "repeated id": 1}
+    dropped = {"no answer": 1, "duplicate": 1}
     assert prepared("vqav2", raw, "train") == (
         [
             answered(
