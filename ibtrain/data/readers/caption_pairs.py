@@ -17,7 +17,7 @@ from pathlib import Path
 from ibtrain.data.catalog import DatasetEntry
 from ibtrain.data.readers.fields import FieldError, Rejected, Row, Unused, each
 from ibtrain.data.readers.files import Images, annotation_files
-from ibtrain.data.readers.streams import entries
+from ibtrain.data.readers.lists import entries
 from ibtrain.data.records import Answer, Example
 
 OPTIONS = ("image", "caption", "id")

@@ -66,5 +66,5 @@ def _annotation(row: Row) -> dict[str, Any]:
     given = row.rows("answers")
     return {
         "answers": [answer.text("answer") for answer in given if not answer.blank("answer")],
-        "types": {key: row.text(key) for key in types if row.has(key)},
+        "types": {key: note for key in types if (note := row.note(key)) is not None},
     }

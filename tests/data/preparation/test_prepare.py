@@ -122,7 +122,13 @@ def test_bad_annotations_are_set_aside_within_the_budget(tmp_path: Path):
     raw = conversations(tmp_path / "raw", count=10, bad=2)
     report = whole(raw, tmp_path / "out", budget=0.2)
     assert report == PrepareReport(
-        "llava_conversation", "train", 8, {"duplicate": 1}, quarantined=2, shards=1
+        "llava_conversation",
+        "train",
+        8,
+        {"duplicate": 1},
+        quarantined=2,
+        shards=1,
+        first_bad="0: no image gone.jpg; looked in RAW/images, RAW/../coco/images, RAW",
     )
     lines = [json.loads(line) for line in (tmp_path / "out/quarantine.jsonl").open()]
     assert [line["id"] for line in lines] == ["0", "1-0"]
@@ -331,9 +337,11 @@ def test_ids_are_compared_over_the_whole_split(tmp_path: Path, small_parts: None
         rows.append(row | {"image": f"{(number + 3) % 10}.jpg"})  # the same id, another image
     (raw / "conversation_58k.json").write_text(json.dumps(rows))
     report = whole(raw, tmp_path / "out")
-    assert report.written == 50 and report.dropped == {"duplicate": 26}
+    assert (report.written, report.dropped, report.renamed) == (75, {"duplicate": 1}, 25)
     ids = [record.id for record in read_records(tmp_path / "out")]
-    assert len(set(ids)) == 50
+    assert sorted(ids) == sorted(
+        [f"{number}-0" for number in range(50)] + [f"{number}-0#2" for number in range(25)]
+    )
 
 
 def test_hashes_seen_are_told_from_new_ones():

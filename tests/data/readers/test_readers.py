@@ -228,8 +228,8 @@ def test_conversations_keep_every_turn_with_its_history(coco: Path, write_json: 
     ]
     rows = [
         {"id": "a", "image": "000000000001.jpg", "conversations": talk},
-        {"id": "b", "image": "000000000001.jpg", "conversations": talk[:3]},
-        {"id": "c", "image": "000000000001.jpg", "conversations": [talk[1], talk[0]]},
+        {"id": "b", "image": "000000000001.jpg", "conversations": [*talk[:3], talk[2], talk[3]]},
+        {"id": "c", "image": "000000000001.jpg", "conversations": [talk[0], talk[1], talk[1]]},
         {"id": "d", "image": "000000000001.jpg", "conversations": []},
         {"id": "e", "image": "000000000001.jpg", "conversations": "text"},
         {"id": "f", "image": "000000000404.jpg", "conversations": talk},
@@ -293,11 +293,14 @@ def test_gqa_is_keyed_by_question(coco: Path, write_json: WriteJson):
         slots={"question": "Is it red?"},
         details={"image_id": "n1", "question_type": "existAttr", "full_answer": "Yes, it is."},
     )
+    # What only a report uses is optional.
+    without = found.pop(3)
+    assert isinstance(without, Example) and without.id == "204"
+    assert without.details == {"image_id": "n1", "full_answer": "Yes, it is."}
     rest = [(item.id, item.bad) for item in found[1:] if isinstance(item, Rejected)]
     assert rest == [
         ("202", True),
         ("203", False),
-        ("204", True),
         ("testdev_balanced_questions.json['205']", True),
     ]
 

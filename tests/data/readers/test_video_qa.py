@@ -70,7 +70,11 @@ def test_lavis_names_the_files(tmp_path: Path):
     ]
     assert frame_numbers(records[0]) == [2, 7, 12, 17]
     assert quarantine == [
-        ("1", "the image path '/etc/passwd' leaves the image folder"),
+        (
+            "1",
+            "the image path '/etc/passwd' leaves the image folder: it is not in RAW; write it as "
+            "seen from there",
+        ),
         ("2", "qa_test.json[2]: 'question' must be a string that is not empty, found 5"),
     ]
     assert dropped == {}

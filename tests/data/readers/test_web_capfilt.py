@@ -53,7 +53,8 @@ def test_the_list_of_lavis(tmp_path: Path):
             ("cc3m/000/gone.jpg", "no image cc3m/000/gone.jpg; looked in RAW/images, RAW"),
             (
                 "/etc/hostname.jpg",
-                "the image path '/etc/hostname.jpg' leaves the image folder",
+                "the image path '/etc/hostname.jpg' leaves the image folder: it is not in RAW; "
+                "write it as seen from there",
             ),
         ],
         {"no caption": 1},
