@@ -11,7 +11,8 @@ from ibtrain.data.readers.fields import FieldError
 _COCO_FOLDERS = ("train2014", "val2014", "test2014", "test2015", "train2017", "val2017", "test2017")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".webm", ".mkv", ".mov")
 _COCO_NUMBER = re.compile(r"(?:COCO_[a-z]+\d{4}_)?0*(\d{1,12})\.jpg")
-_COCO_NAME = re.compile(r"COCO_[a-z]+\d{4}_\d{12}\.jpg|\d{12}\.jpg")
+_COCO_NAME = re.compile(r"COCO_[a-z]+\d{4}_\d{12}\.jpg")
+_COCO_DIGITS = re.compile(r"\d{12}\.jpg")
 _COCO_FOLDER = re.compile(
     r"data(sets?)?|images?|(ms)?coco.*|(train|val|test)+(20)?\d\d", re.IGNORECASE
 )
@@ -94,16 +95,17 @@ class Images:
         return self._existing(names, f"COCO image {number}")
 
     def named_or_coco(self, name: str) -> Path:
-        """The image at `name`; else, where that is a name that COCO gives (its own folders, and
-        COCO_..., or twelve digits), COCO's image of that number.
+        """The image at `name`; else, where that is a name that COCO gives (COCO_..., or twelve
+        digits in no other data's folder), COCO's image of that number.
         """
         inside = self._inside(name)
         found = self._find(tuple(dict.fromkeys((inside, inside.strip()))))  # a cell may begin blank
         if found is not None:
             return found
         *folders, last = PurePosixPath(name.replace("\\", "/")).parts
-        named_by_coco = _COCO_NAME.fullmatch(last) is not None and all(
-            _COCO_FOLDER.fullmatch(folder) for folder in folders
+        named_by_coco = _COCO_NAME.fullmatch(last) is not None or (
+            _COCO_DIGITS.fullmatch(last) is not None
+            and all(_COCO_FOLDER.fullmatch(folder) for folder in folders)
         )
         number = coco_number(last) if named_by_coco else None
         return self.coco(number) if number is not None else self.named(name)

@@ -91,8 +91,7 @@ def _first_line(path: Path) -> tuple[str, bool, bool]:
 def _refuse_list_within(path: Path) -> None:
     """Refuses a file of one object in which lists of other objects lie."""
     with opened(path) as cursor:
-        lists = []
-        key = None
+        key, lists = None, []
         for key in cursor.members():
             first = None
             if cursor.peek() == "[":
@@ -103,7 +102,8 @@ def _refuse_list_within(path: Path) -> None:
             if isinstance(first, dict) and key not in _LISTS_OF_AN_ENTRY:
                 lists.append(key[:60])
         if (lists or key is None) and not cursor.peek():
-            within = f"its list {' or '.join(map(repr, lists[:10]))} by itself" if lists else "a list"
+            named = " or ".join(map(repr, lists[:10]))
+            within = f"its list {named} by itself" if lists else "a list"
             raise ValueError(
                 f"{path}: expected a JSON list at the top, found an object; save {within}"
             )

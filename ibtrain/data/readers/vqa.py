@@ -59,6 +59,8 @@ def _read_official(
         )
 
     yield from each(entries_under(questions_path, "questions"), make)
+    if given is not None:
+        yield from given.left_out
 
 
 def _annotation(row: Row) -> dict[str, Any]:

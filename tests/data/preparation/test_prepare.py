@@ -239,7 +239,8 @@ def test_portions_in_processes_side_by_side_equal_one_run(tmp_path: Path):
 
 def start(tmp_path: Path, raw: Path, out: Path, *options: str) -> "subprocess.Popen[str]":
     script = tmp_path / "convert.py"
-    script.write_text(CONVERT)
+    if not script.is_file():  # another process may be reading it
+        script.write_text(CONVERT)
     return subprocess.Popen(
         [sys.executable, str(script), "--raw", str(raw), "--out", str(out), "--json", *options],
         stdout=subprocess.PIPE,

@@ -147,7 +147,8 @@ def test_vqav2_keeps_how_many_annotators_gave_an_answer(coco: Path, write_json: 
     assert found[1].answers == (Answer("là", 9.0),) and found[1].slots == {"question": "Où?"}
     rest = [item for item in found[2:] if isinstance(item, Rejected)]
     place = "v2_OpenEnded_mscoco_train2014_questions.json[7]"
-    assert [item.id for item in rest] == ["12", "13", "14", "10", "10", place]
+    unread = "v2_mscoco_train2014_annotations.json[4]"
+    assert [item.id for item in rest] == ["12", "13", "14", "10", "10", place, unread]
     assert [item.bad for item in rest] == [True, False, True, True, True, True]
     assert "no image COCO image 9" in rest[0].reason
     assert rest[1].reason == "no answer"
