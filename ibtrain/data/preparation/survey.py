@@ -252,18 +252,22 @@ class _Writer:
                     suffix = f"#{next(counts) + 2}"
                     for number, row in enumerate(rows, start=first):
                         named.append((number, row, row["id"] + suffix, suffix))
-                hashes = [_hash(name) for _, _, name, _ in named]
-                free = self._ids.add(np.array(hashes, np.uint64))
-                for (number, row, name, suffix), is_free in zip(named, free, strict=True):
-                    renamed = row | {"id": name if is_free else self._free(name, suffix)}
+                known = self._ids.holds([_hash(name) for _, _, name, _ in named])
+                given: set[int] = set()
+                for (number, row, name, suffix), is_known in zip(named, known, strict=True):
+                    if is_known or _hash(name) in given:
+                        name = self._free(name, suffix, given)  # noqa: PLW2901
+                    given.add(_hash(name))
+                    renamed = row | {"id": name}
                     self._write(number, renamed, json.dumps(renamed))
+                self._ids.add(np.array(list(given), np.uint64))
                 self.renamed += len(named)
 
-    def _free(self, name: str, suffix: str) -> str:
+    def _free(self, name: str, suffix: str, given: set[int]) -> str:
         """`name` with as many more suffixes as it takes until nothing else is called so."""
         while True:
             name += suffix
-            if self._ids.add(np.array([_hash(name)], np.uint64))[0]:
+            if _hash(name) not in given and not self._ids.holds([_hash(name)])[0]:
                 return name
 
 
@@ -320,11 +324,20 @@ class _Seen:
         """Which of `keys` are seen for the first time."""
         new = np.zeros(len(keys), bool)
         new[np.unique(keys, return_index=True)[1]] = True
-        for run in self._runs:
-            new &= run[np.searchsorted(run, keys).clip(max=len(run) - 1)] != keys
+        new &= ~self._held(keys)
         if new.any():
             self._runs.append(np.sort(keys[new]))
         while len(self._runs) > 1 and len(self._runs[-2]) <= 2 * len(self._runs[-1]):
             last = self._runs.pop()
             self._runs[-1] = np.sort(np.concatenate([self._runs[-1], last]), kind="stable")
         return [bool(value) for value in new]
+
+    def holds(self, keys: list[int]) -> list[bool]:
+        """Which of `keys` were seen before."""
+        return [bool(value) for value in self._held(np.array(keys, np.uint64))]
+
+    def _held(self, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+        found = np.zeros(len(keys), bool)
+        for run in self._runs:
+            found |= run[np.searchsorted(run, keys).clip(max=len(run) - 1)] == keys
+        return found
