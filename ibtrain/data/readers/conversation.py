@@ -6,7 +6,8 @@ with the line break that sets them apart. The file is JSON or JSON Lines of entr
 one is made from the file's name and the entry's place), "image" and "conversations" ({"from":
 "human" | "gpt" | "system", "value"} in turn). "image" or "images" is a path or a list of several,
 "video" a video or a folder of its frames; with none of them, it is a conversation in text alone.
-"messages" of {"role": "user" | "assistant" | "system", "content"} are read alike. The dataset's
+"messages" (or "conversation") of {"role": "user" | "assistant" | "system", "content"} are read
+alike. The dataset's
 `reader_options` rename "id", "image", "video" and "conversations".
 
 Turns before the first question that is answered, and questions after the last answer, give no
@@ -28,6 +29,7 @@ from ibtrain.data.readers.question_answer import MAXIMUM_IMAGES, shown
 from ibtrain.data.records import Answer, Example
 
 OPTIONS = ("id", "image", "video", "conversations")
+REVISION = 2  # what was written from the same files before differs
 MAXIMUM_TURNS = 200
 UNANSWERED = "unanswered turn"
 _SPEAKERS = {
@@ -133,8 +135,9 @@ class _Talk:
             Unused: there are no turns.
         """
         names = {name: options.get(name, name) for name in OPTIONS}
-        if not row.has(names["conversations"]) and row.has("messages"):
-            names["conversations"] = "messages"
+        for other in ("messages", "conversation"):
+            if not row.has(names["conversations"]) and row.has(other):
+                names["conversations"] = other
         _check_spelling(row, (*names.values(), "images", "videos"))
         said = row.rows(names["conversations"])
         if not said:

@@ -78,8 +78,9 @@ class Images:
 
     def first(self, names: tuple[str, ...]) -> Path:
         """The first image that is there at one of the relative paths `names`; errors as named."""
-        found = tuple(self._inside(name) for name in names)
-        return self._existing(found, " or ".join(names))
+        inside = [self._inside(name) for name in names]
+        found = dict.fromkeys(one for name in inside for one in (name, name.strip()))
+        return self._existing(tuple(found), " or ".join(names))
 
     def coco(self, number: str) -> Path:
         """The COCO image of that number, of whatever year and split is on disk."""

@@ -11,6 +11,7 @@ _FOREIGN = re.compile(
     r"\s*<\|?(?:image|img|video|picture)(?:[ _-]?\d{1,3}|here|[ _-]?placeholder|_pad)?\|?>",
     re.IGNORECASE,
 )
+_NUMBERED = re.compile(r"<\|?(?:image|img|picture|video)[ _-]?(?:\d{1,3}|pad)\|?>", re.IGNORECASE)
 _NAMED = re.compile(r"<(img|video)>[^<>\n]{1,1000}</\1>")
 
 
@@ -83,12 +84,12 @@ def _without(text: str, taken: list[bool]) -> str:
 
 def _refuse_other_marks(texts: list[str], place: str) -> None:
     for text in texts:
-        foreign = _FOREIGN.match(text)
+        foreign = _FOREIGN.match(text) or _NUMBERED.search(text)
         named = _NAMED.search(text)
         if foreign and not _BARE.fullmatch(foreign.group().strip()):
             raise FieldError(
-                f"{place}: the text begins with {foreign.group().strip()!r}, and no image is "
-                "named; name it as 'image', and write <image> for it"
+                f"{place}: {foreign.group().strip()!r} stands in the text, and no image is named; "
+                "name it as 'image', and write <image> for it"
             )
         if named:
             raise FieldError(

@@ -26,8 +26,10 @@ from ibtrain.data.readers.fields import (
 )
 from ibtrain.data.readers.files import Images, annotation_files
 from ibtrain.data.readers.lists import entries
+from ibtrain.data.readers.marks import without_marks
 from ibtrain.data.records import Answer, Example
 
+REVISION = 2  # what was written from the same files before differs
 MAXIMUM_IMAGES = 64  # of one example
 OPTIONS = ("image", "question", "answer", "id", "generate")
 
@@ -52,16 +54,21 @@ def read_list(
         answered = any(row.has(name) for name in answers) or not labelled
         if not (row.has(image) and row.has(question) and answered):
             row = row.spelled((image, question, *answers, *identities))
+        asks = row.text(question)
+        several = not row.has(image) and row.has("images")
+        shown_as = pictures(row, "images" if several else image, images)
+        if "<image>" in asks:  # lists made of conversations keep their marks
+            count = len(shown_as.get("images", ("one",)))
+            (asks,) = without_marks([asks], count, video=False, place=row.place)
         example = asked(
             entry,
             _identity(row, options.get("id"), number),
             None,
-            row.text(question).strip(),
+            asks.strip(),
             _answers(row, options.get("answer"), labelled),
             {},
         )
-        several = not row.has(image) and row.has("images")
-        yield replace(example, **pictures(row, "images" if several else image, images))
+        yield replace(example, **shown_as)
 
     for number, pair in enumerate(entries(path)):
         yield from each([pair], partial(make, number=number))

@@ -78,7 +78,9 @@ def _image(row: Row, identity: str, split: str, images: Images) -> Path:
     name = row.text("image")
     folder = row.text("split") if row.has("split") else split
     official = f"{folder}/{identity}/{name}"
-    for candidate in (official, f"{identity}/{name}", name):
+    # A bare name would be that of every problem's image.
+    paths = (official, f"{identity}/{name}", *([name] if "/" in name else []))
+    for candidate in paths:
         with suppress(FieldError):
             return images.named(candidate)
     return images.named(official)  # which tells what is missing

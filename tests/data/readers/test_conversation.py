@@ -143,8 +143,12 @@ def test_images_and_videos_are_found_under_their_keys(raw: Path):
         ),
         ({"image": "bus.jpg", "conversations": said("<image>\n<image>\nA?", "B")}, "2 x <image>"),
         ({"image": "bus.jpg", "conversations": said("<video>\nA?", "B")}, "1 x <video> stands in"),
-        ({"conversations": said("<image_00>\nA?", "B")}, "the text begins with '<image_00>'"),
-        ({"conversations": said("<|image|>A?", "B")}, "the text begins with '<|image|>'"),
+        (
+            {"conversations": said("<image_00>\nA?", "B")},
+            "'<image_00>' stands in the text, and no image",
+        ),
+        ({"conversations": said("<|image|>A?", "B")}, "'<|image|>' stands in the text"),
+        ({"conversations": said("Is <image1> as <image2>?", "B")}, "'<image1>' stands in the text"),
         (
             {"conversations": said("Picture 1: <img>bus.jpg</img>\nA?", "B")},
             "the text names '<img>bus.jpg</img>'",

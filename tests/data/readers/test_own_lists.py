@@ -224,10 +224,13 @@ def test_several_images_of_a_question_come_in_order(raw: Path):
         QUESTION | {"image": ["sub/b.jpg", "a.jpg"], "answer": "2"},
         {"images": ["a.jpg"], "question": "How many?", "answer": "1"},
         QUESTION | {"image": [], "answer": "0"},
+        {"image": "a.jpg", "question": "<image>\nIs <image> a tag?", "answer": "yes"},
     ]
     path = dataset(raw, "list.json", json.dumps(rows))
     prepare(str(path), raw, raw.parent / "out", progress=False, budget=0.5)
-    images = {one.id: one.images for one in read_records(raw.parent / "out")}
+    records = {one.id: one for one in read_records(raw.parent / "out")}
+    assert records.pop("3").plain == "Is <image> a tag?"
+    images = {one.id: one.images for one in records.values()}
     a, b = ((raw / f"images/{name}").read_bytes() for name in ("a.jpg", "sub/b.jpg"))
     assert images == {"0": (b, a), "1": (a,)}
 
