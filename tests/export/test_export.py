@@ -58,7 +58,7 @@ def test_a_directory_that_cannot_be_made(base, tmp_path, capsys):
     (tmp_path / "file").touch()
     arguments = [str(base), "--to", "hf", "--out", str(tmp_path / "file/out")]
     assert main(["export", *arguments]) == 2
-    assert "file is a file; give another place" in capsys.readouterr().err
+    assert "file is a file; give another directory" in capsys.readouterr().err
     arguments = [str(base), "--to", "hf", "--out", str(tmp_path / "out")]
     assert main(["export", *arguments, "--shard-gigabytes", "inf"]) == 2
     assert "--shard-gigabytes is inf" in capsys.readouterr().err
