@@ -238,7 +238,8 @@ OWN_LISTS = {  # as people have them, each (reader, file name, content)
     "semicolons": (
         "question_answer",
         "list.csv",
-        'sep=;\r\nImage;Question;Answer;;\r\na.jpg;"What; now?";2;;\r\nsub\\b.jpg;Où?;là;;\r\n;;;;\r\n',
+        'sep=;\r\nImage;Question;Answer;;\r\na.jpg;"What; now?";2;;\r\n'
+        "sub\\b.jpg;Où?;là;;\r\n;;;;\r\n",
     ),
     "tabs": (
         "question_answer",

@@ -205,10 +205,15 @@ def test_shards_equal_those_that_streaming_writes(tmp_path: Path):
 
 
 def test_the_bytes_depend_neither_on_workers_nor_on_portions(tmp_path: Path, small_parts: None):
-    raw = conversations(tmp_path / "raw", count=100, bad=6, images=30)
+    raw = conversations(tmp_path / "raw", count=90, bad=6, images=30)
+    rows = json.loads((raw / "conversation_58k.json").read_text())
+    for number, row in enumerate(rows[20:30]):
+        rows.append(row | {"image": f"{number + 3}.jpg"})  # the same id, another image
+    (raw / "conversation_58k.json").write_text(json.dumps(rows))
     for workers in (1, 2):
         report = whole(raw, tmp_path / str(workers), workers=workers, budget=0.1)
         assert (report.written, report.quarantined, report.complete) == (94, 6, True)
+        assert (report.renamed, report.dropped) == (10, {"duplicate": 1})
     one = contents(tmp_path / "1")
     assert contents(tmp_path / "2") == one and len(one) > 8
     parts = json.loads(one["card.json"])["parts"]
