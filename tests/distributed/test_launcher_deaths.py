@@ -49,18 +49,14 @@ def launched(launcher: str, world: Path, run: Path, log: Path) -> subprocess.Pop
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    words = [port if word == "PORT" else word for word in LAUNCHERS[launcher]]
+    # As in a terminal, where nobody has SIGINT ignored.
+    words = ["env", "--default-signal=INT"]
+    words += [port if word == "PORT" else word for word in LAUNCHERS[launcher]]
     words += command(world, run, f"training.steps={STEPS}")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
-
-    def as_in_a_terminal() -> None:  # where nothing has this signal ignored
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
     with log.open("w") as file:
-        return subprocess.Popen(
-            words, env=environment, stdout=file, stderr=file, preexec_fn=as_in_a_terminal
-        )
+        return subprocess.Popen(words, env=environment, stdout=file, stderr=file)
 
 
 def ranks_of(run: Path) -> list[psutil.Process]:

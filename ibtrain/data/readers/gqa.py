@@ -48,11 +48,9 @@ def _image_id(row: Row) -> str:
 
 def _details(row: Row, image_id: str) -> dict[str, Any]:
     details: dict[str, Any] = {"image_id": image_id}
-    if row.has("types"):
-        details["question_type"] = row.row("types").text("detailed")
-    if row.has("fullAnswer"):
-        details["full_answer"] = row.text("fullAnswer")
-    return details
+    notes = {"question_type": row.within("types").note("detailed")}
+    notes["full_answer"] = row.note("fullAnswer")
+    return details | {name: note for name, note in notes.items() if note is not None}
 
 
 def _with_id(path: Path) -> Iterator[tuple[str, object]]:
