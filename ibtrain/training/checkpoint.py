@@ -34,6 +34,7 @@ from ibtrain.run_directory import (
     RunDirectoryError,
     prune_steps,
     publish_step,
+    take_run,
     verify_step,
 )
 from ibtrain.training.engine import Engine
@@ -49,9 +50,10 @@ def save_checkpoint(
     step: int,
     state: dict[str, Any],
     keep: int,
-    incarnation: Incarnation | None,
+    incarnation: Incarnation | None = None,
 ) -> bool:
-    """Writes RUN/checkpoints/step-…; called by every rank, of which rank 0 has the incarnation.
+    """Writes RUN/checkpoints/step-…; called by every rank, of which rank 0 has the incarnation (by
+    default the directory is taken).
 
     Returns whether it was written: a file system that cannot take it (a full disk) costs a
     warning, leaves the older checkpoints as they are, and the run goes on.
@@ -67,9 +69,9 @@ def save_checkpoint(
         (directory / STATE).write_text(json.dumps({"step": step, **state}, indent=2) + "\n")
 
     def publish() -> bool:
-        assert incarnation is not None
+        held = incarnation or take_run(run)
         try:
-            publish_step(run, step, write_files, incarnation)
+            publish_step(run, step, write_files, held)
         except Exception as error:
             if not _is_io_error(error):
                 raise
@@ -81,7 +83,7 @@ def save_checkpoint(
                 error,
             )
             return False
-        _prune(run, keep, incarnation)
+        _prune(run, keep, held)
         return True
 
     return on_rank_zero(engine.ranks, publish)
