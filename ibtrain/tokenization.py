@@ -101,6 +101,8 @@ def _settings(directory: Path) -> dict[str, Any]:
         return {}
     try:
         settings = read_json(file, "copy its files again")
+        if (directory / _WHOLE).is_file():  # a damaged one some releases pass over without a word
+            read_json(directory / _WHOLE, "copy its files again")
     except FileError as error:
         raise ValueError(f"{directory} has no tokenizer that can be opened ({error})") from error
     for key in _FILES_NAMED:
