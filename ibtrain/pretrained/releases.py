@@ -43,12 +43,13 @@ _KNOWN_TO_ALL = (
 _ROPE_TYPES = {
     "default": "",
     "linear": "factor",
-    "dynamic": "factor",
     "yarn": "factor attention_factor beta_fast beta_slow mscale mscale_all_dim truncate "
     "original_max_position_embeddings",
-    "longrope": "factor attention_factor short_factor long_factor original_max_position_embeddings",
     "llama3": "factor low_freq_factor high_freq_factor original_max_position_embeddings",
 }
+# transformers computes these anew for the longest text of a batch: what a sample gives would depend
+# on the samples beside it, and a gradient on how a batch is split.
+_ROPE_BY_LENGTH = ("dynamic", "longrope")
 DEFAULT_THETA = 10000.0
 # Fields that the network here has one value of.
 _FIXED: Mapping[str, tuple[Any, ...]] = {
@@ -132,14 +133,11 @@ def rope_of(config: Any) -> dict[str, Any]:
 def rope_in_all_words(rope: Mapping[str, Any]) -> dict[str, Any]:
     """`rope_of` as fields that 4.57 and 5 both read as the same."""
     scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
-    fields = {
+    return {
         "rope_parameters": dict(rope),
         "rope_scaling": None if scaling == {"rope_type": "default"} else scaling,
         "rope_theta": rope["rope_theta"],
     }
-    if rope["rope_type"] == "longrope" and "original_max_position_embeddings" in rope:
-        fields["original_max_position_embeddings"] = rope["original_max_position_embeddings"]
-    return fields
 
 
 def _rope(fields: dict[str, Any], where: str) -> dict[str, Any]:
@@ -191,6 +189,12 @@ def _rope_section(found: Any, where: str) -> dict[str, Any]:
     rope = {key: value for key, value in found.items() if value is not None}
     kind = rope.pop("type", None)
     kind = rope.setdefault("rope_type", kind or "default")
+    if kind in _ROPE_BY_LENGTH:
+        raise FieldError(
+            f"{where} has the rope_type {kind!r}, whose positions change with the longest text of a "
+            "batch, so that a sample's numbers would depend on the others; take a base with one of "
+            f"{', '.join(_ROPE_TYPES)}"
+        )
     if not isinstance(kind, str) or kind not in _ROPE_TYPES:
         raise FieldError(
             f"{where} has the rope_type {_short(kind)}; a Llama's is one of "
