@@ -191,9 +191,9 @@ def _rope_section(found: Any, where: str) -> dict[str, Any]:
     kind = rope.setdefault("rope_type", kind or "default")
     if kind in _ROPE_BY_LENGTH:
         raise FieldError(
-            f"{where} has the rope_type {kind!r}, whose positions change with the longest text of a "
-            "batch, so that a sample's numbers would depend on the others; take a base with one of "
-            f"{', '.join(_ROPE_TYPES)}"
+            f"{where} has the rope_type {kind!r}, whose positions change with the longest text of "
+            "a batch, so that a sample's numbers would depend on the others; take a base with one "
+            f"of {', '.join(_ROPE_TYPES)}"
         )
     if not isinstance(kind, str) or kind not in _ROPE_TYPES:
         raise FieldError(

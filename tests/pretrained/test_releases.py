@@ -93,7 +93,7 @@ def test_every_type_of_rotary_positions_is_transformers_own(base, tmp_path, kind
         ),
         (
             {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0]}},
-            r"has the rope_type 'longrope', whose positions change with the longest text of a",
+            r"has the rope_type 'longrope', whose positions change with the longest text of",
         ),
         ({"hiden_size": 8}, r"text_config\.hiden_size is 8, which transformers .* would ignore"),
     ],
