@@ -18,13 +18,15 @@ UNUSABLE = (
 )
 _WHOLE = {"instructblip": InstructBlipConfig, "blip-2": Blip2Config}
 _SECTIONS = ("vision_config", "qformer_config", "text_config")
-# Of a whole, beside its sections; its class builds all of these before it lists them.
+# Of a whole, beside its sections; its class builds all of these before it lists them. The released
+# InstructBLIPs are opened as video models too, which have a place-holder of their own.
+_NOT_OURS = ("use_decoder_only_language_model", "video_token_id", "video_token_index")
 _OF_THE_WHOLE = frozenset(
     (
+        *_NOT_OURS,
         *("image_text_hidden_size", "image_token_id", "image_token_index", "num_query_tokens"),
         *("initializer_factor", "initializer_range", "instruction_aware", "model_type"),
         *("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings"),
-        "use_decoder_only_language_model",
     )
 )
 LANGUAGE_TYPES = ("llama", "t5")
@@ -91,7 +93,8 @@ def _whole(values: Mapping[str, Any], kind: Any, where: str) -> PretrainedConfig
     }
     sections = {key: fields.pop(key, None) or {} for key in _SECTIONS}
     check_known(fields, _OF_THE_WHOLE, where)
-    fields.pop("use_decoder_only_language_model", None)  # follows from the language model
+    for key in _NOT_OURS:
+        fields.pop(key, None)
     for key, section in sections.items():
         if not isinstance(section, dict):
             raise FieldError(f"{where}: {key} is {str(section)[:40]!r}; an object is wanted")

@@ -18,8 +18,8 @@ IS_FIFTH = int(transformers.__version__.partition(".")[0]) >= 5
 # built here depends on one. Configurations before 4.30 hold dozens, set to what nobody reads.
 WITHOUT_EFFECT = frozenset(  # as a list it would fill two pages
     """
-    add_cross_attention architectures auto_map bad_words_ids begin_suppress_tokens
-    chunk_size_feed_forward classif_dropout classifier_dropout cross_attention_hidden_size
+    add_cross_attention architectures attn_implementation auto_map bad_words_ids
+    begin_suppress_tokens cache_implementation chunk_size_feed_forward classif_dropout classifier_dropout cross_attention_hidden_size
     diversity_penalty do_sample dropout dtype early_stopping encoder_no_repeat_ngram_size
     exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id
     gradient_checkpointing id2label is_decoder is_encoder_decoder label2id length_penalty max_length
@@ -29,9 +29,12 @@ WITHOUT_EFFECT = frozenset(  # as a list it would fill two pages
     repetition_penalty return_dict return_dict_in_generate sep_token_id suppress_tokens
     task_specific_params temperature tf_legacy_loss tie_encoder_decoder tie_last_hidden_states
     tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p
-    use_bfloat16 use_return_dict
+    unsloth_fixed unsloth_version use_bfloat16 use_return_dict
     """.split()  # noqa: SIM905
 )
+# Of weights before training: a release lists them in one section or another, as in the vision_config
+# of the released BLIP-2s.
+_OF_NEW_WEIGHTS = ("init_std", "initializer_factor", "initializer_range", "initializer_std")
 # Not in a class's own list: token ids of all releases, which transformers 5 lists where they are
 # given, and what other names translate to.
 _KNOWN_TO_ALL = (
@@ -113,7 +116,7 @@ def check_known(fields: Mapping[str, Any], known: frozenset[str], where: str) ->
         FieldError: naming it.
     """
     for key, value in fields.items():
-        if value and key not in known:
+        if value and key not in known and key not in _OF_NEW_WEIGHTS:
             raise FieldError(
                 f"{where}.{key} is {_short(value)}, which transformers {transformers.__version__} "
                 "does not know and would ignore; take the field out where it changes nothing, or "
