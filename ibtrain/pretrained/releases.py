@@ -19,21 +19,22 @@ IS_FIFTH = int(transformers.__version__.partition(".")[0]) >= 5
 WITHOUT_EFFECT = frozenset(  # as a list it would fill two pages
     """
     add_cross_attention architectures attn_implementation auto_map bad_words_ids
-    begin_suppress_tokens cache_implementation chunk_size_feed_forward classif_dropout classifier_dropout cross_attention_hidden_size
-    diversity_penalty do_sample dropout dtype early_stopping encoder_no_repeat_ngram_size
-    exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id
-    gradient_checkpointing id2label is_decoder is_encoder_decoder label2id length_penalty max_length
-    max_sequence_length min_length n_positions name_or_path no_repeat_ngram_size num_beam_groups
-    num_beams num_labels num_return_sequences output_attentions output_hidden_states output_past
-    output_scores prefix pretraining_tp problem_type projection_dim remove_invalid_values
-    repetition_penalty return_dict return_dict_in_generate sep_token_id suppress_tokens
-    task_specific_params temperature tf_legacy_loss tie_encoder_decoder tie_last_hidden_states
-    tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p
-    unsloth_fixed unsloth_version use_bfloat16 use_return_dict
+    begin_suppress_tokens cache_implementation chunk_size_feed_forward classif_dropout
+    classifier_dropout cross_attention_hidden_size diversity_penalty do_sample dropout dtype
+    early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task
+    forced_bos_token_id forced_eos_token_id gradient_checkpointing id2label is_decoder
+    is_encoder_decoder label2id length_penalty max_length max_sequence_length min_length n_positions
+    name_or_path no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences
+    output_attentions output_hidden_states output_past output_scores prefix pretraining_tp
+    problem_type projection_dim remove_invalid_values repetition_penalty return_dict
+    return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature
+    tf_legacy_loss tie_encoder_decoder tie_last_hidden_states tokenizer_class top_k top_p
+    torch_dtype torchscript transformers_version typical_p unsloth_fixed unsloth_version
+    use_bfloat16 use_return_dict
     """.split()  # noqa: SIM905
 )
-# Of weights before training: a release lists them in one section or another, as in the vision_config
-# of the released BLIP-2s.
+# Of weights before training: a release lists them in one section or another, as the released
+# BLIP-2s do in vision_config.
 _OF_NEW_WEIGHTS = ("init_std", "initializer_factor", "initializer_range", "initializer_std")
 # Not in a class's own list: token ids of all releases, which transformers 5 lists where they are
 # given, and what other names translate to.
