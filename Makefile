@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test test-oldest test-newest test-card check format environment clean
+.PHONY: quickstart test fuzz test-oldest test-newest test-card check format environment clean
 
 environment: $(STAMP)
 
@@ -19,6 +19,10 @@ quickstart: environment  ## the whole job on a toy world, from raw files to an e
 
 test: environment
 	$(VENV)/bin/python -m pytest
+
+fuzz: environment  ## damaged files of every kind by the thousand (IBTRAIN_FUZZ=20000 for more); the tests do fewer
+	IBTRAIN_FUZZ=$(or $(IBTRAIN_FUZZ),8000) $(VENV)/bin/python -m pytest -k damaged tests/data/test_fuzzing.py \
+		tests/pretrained/test_fuzzing.py tests/test_sharding.py tests/test_config.py tests/distributed/test_launchers.py
 
 test-oldest test-newest test-card: test-%:  ## in an environment of its own, made on first use: an end of the versions, or a GPU machine's
 	tools/test_environment.sh $*

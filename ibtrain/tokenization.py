@@ -240,7 +240,11 @@ class InstructionTokenizer:
         max_answer_tokens: int = 256,
     ) -> None:
         if language.eos_token_id is None:
-            raise ValueError("the language tokenizer has no end token (eos): answers cannot end")
+            where = f" of {language.name_or_path}" if language.name_or_path else ""
+            raise ValueError(
+                f"the language tokenizer{where} has no end token (eos), so answers cannot end; name "
+                "it in tokenizer_config.json"
+            )
         self.language = language
         self.qformer = qformer
         self.end_id: int = language.eos_token_id
