@@ -85,7 +85,9 @@ def open_tokenizer(directory: Path, **tokens: str) -> PreTrainedTokenizerBase:
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
             raise ValueError("transformers makes none of its files")
         tokenizer("a")
-    except Exception as error:  # the tokenizers library raises nothing finer
+    except BaseException as error:  # the tokenizers library raises nothing finer, and panics
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         first = str(error).strip().partition("\n")[0][:200]
         raise ValueError(
             f"{directory} has no tokenizer that can be opened ({first}); copy its files again"
@@ -242,8 +244,8 @@ class InstructionTokenizer:
         if language.eos_token_id is None:
             where = f" of {language.name_or_path}" if language.name_or_path else ""
             raise ValueError(
-                f"the language tokenizer{where} has no end token (eos), so answers cannot end; name "
-                "it in tokenizer_config.json"
+                f"the language tokenizer{where} has no end token (eos), so answers cannot end; "
+                "name it in tokenizer_config.json"
             )
         self.language = language
         self.qformer = qformer

@@ -196,6 +196,15 @@ def test_what_early_releases_wrote_is_refused_with_what_to_write(
     assert str(refused.value) == f"{tmp_path}/tokenizer_config.json: {said}"
 
 
+def test_a_tokenizer_at_which_the_library_panics(tiny_processor, tmp_path):
+    """A token that its own post-processor names is gone."""
+    shutil.copytree(tiny_processor, tmp_path / "base")
+    file = tmp_path / "base/qformer_tokenizer/tokenizer.json"
+    file.write_text(file.read_text().replace('"[SEP]": {', '"[SEQ]": {'))
+    with pytest.raises(ValueError, match=r"base/qformer_tokenizer has no tokenizer that can be"):
+        InstructionTokenizer.from_directory(tmp_path / "base")
+
+
 def test_special_tokens_as_releases_before_4_34_wrote_them(tiny_processor, tmp_path):
     """As in InternVL's chinese_alpaca_lora_7b, with a path of the machine that wrote it."""
 

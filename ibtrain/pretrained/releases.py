@@ -119,8 +119,8 @@ def check_known(fields: Mapping[str, Any], known: frozenset[str], where: str) ->
     for key, value in fields.items():
         if value and key not in known and key not in _OF_NEW_WEIGHTS:
             raise FieldError(
-                f"{where}.{key[:80]} is {_short(value)}, which transformers {transformers.__version__} "
-                "does not know and would ignore; take the field out where it changes nothing, or "
+                f"{where}.{key[:80]} is {_short(value)}, which transformers "
+                f"{transformers.__version__} does not know and would ignore; take the field out where it changes nothing, or "
                 "open the base with the release that wrote it"
             )
 
@@ -173,8 +173,8 @@ def _rope(fields: dict[str, Any], where: str) -> dict[str, Any]:
         rope.pop("original_max_position_embeddings", None)
     for key in set(rope) - {"rope_type", "rope_theta", *_ROPE_TYPES[kind].split()}:
         raise FieldError(
-            f"{where}: rotary positions of type {kind!r} have the field {key[:80]!r}, which would be "
-            "ignored; take it out, or name the type that it belongs to"
+            f"{where}: rotary positions of type {kind!r} have the field {key[:80]!r}, which "
+            "would be ignored; take it out, or name the type that it belongs to"
         )
     rope.setdefault("rope_theta", DEFAULT_THETA)
     if IS_FIFTH:

@@ -1,7 +1,7 @@
 """Damaged files of a base: one sentence of ours that names the base, or a model that can be used.
 
-Seeds change from run to run; a failure shows its own as the last that was printed. IBTRAIN_FUZZ sets
-how many there are (`make fuzz`).
+Seeds change from run to run; a failure shows its own as the last that was printed. IBTRAIN_FUZZ
+sets how many there are (`make fuzz`).
 """
 
 import os
