@@ -64,8 +64,8 @@ def _check_sizes(config: InstructBlipConfig, where: str) -> None:
         layers = getattr(config, key).num_hidden_layers
         if not isinstance(layers, int) or not 0 < layers <= MOST_LAYERS:
             raise ValueError(
-                f"{where}: {key} has {str(layers)[:40]!r} layers, and a model has 1 to {MOST_LAYERS}; take "
-                "the configuration that belongs to the weights"
+                f"{where}: {key} has {str(layers)[:40]!r} layers, and a model has 1 to "
+                f"{MOST_LAYERS}; take the configuration that belongs to the weights"
             )
     for key in ("vision_config", "qformer_config"):
         heads, width = getattr(config, key).num_attention_heads, getattr(config, key).hidden_size

@@ -120,8 +120,8 @@ def check_known(fields: Mapping[str, Any], known: frozenset[str], where: str) ->
         if value and key not in known and key not in _OF_NEW_WEIGHTS:
             raise FieldError(
                 f"{where}.{key[:80]} is {_short(value)}, which transformers "
-                f"{transformers.__version__} does not know and would ignore; take the field out where it changes nothing, or "
-                "open the base with the release that wrote it"
+                f"{transformers.__version__} does not know and would ignore; take the field out "
+                "where it changes nothing, or open the base with the release that wrote it"
             )
 
 
