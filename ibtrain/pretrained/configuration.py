@@ -14,6 +14,7 @@ from ibtrain.pretrained.releases import WITHOUT_EFFECT, FieldError, check_known,
 # What transformers and torch raise at a configuration with values that no model can have.
 UNUSABLE = (
     *(ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError),
+    AssertionError,  # torch's own, of a padding token beyond the embeddings
     StrictDataclassError,  # transformers 5 checks types, and this is none of the above
 )
 _WHOLE = {"instructblip": InstructBlipConfig, "blip-2": Blip2Config}
@@ -95,6 +96,9 @@ def _whole(values: Mapping[str, Any], kind: Any, where: str) -> PretrainedConfig
     check_known(fields, _OF_THE_WHOLE, where)
     for key in _NOT_OURS:
         fields.pop(key, None)
+    queries = fields.get("num_query_tokens", 1)
+    if type(queries) is not int or queries < 1:
+        raise FieldError(f"{where}.num_query_tokens is {str(queries)[:40]!r}; 1 or more is wanted")
     for key, section in sections.items():
         if not isinstance(section, dict):
             raise FieldError(f"{where}: {key} is {str(section)[:40]!r}; an object is wanted")
@@ -131,7 +135,8 @@ def read_config(directory: Path) -> InstructBlipConfig:
     found = read_model_type(directory)
     if found != "instructblip":
         raise ValueError(
-            f"{directory / 'config.json'} is of model type {found!r}; an 'instructblip' is wanted"
+            f"{directory / 'config.json'} is of model type {found and found[:40]!r}; an "
+            "'instructblip' is wanted"
         )
     config: InstructBlipConfig = open_config(directory)
     return config

@@ -102,6 +102,7 @@ def translated(values: Mapping[str, Any], kind: Any, where: str) -> dict[str, An
     if not IS_FIFTH:
         fields.pop("scale_decoder_outputs", None)
     check_known(fields, known_fields(kind), where)
+    _check_counts(fields, kind().to_dict(), where)
     return fields
 
 
@@ -123,6 +124,16 @@ def check_known(fields: Mapping[str, Any], known: frozenset[str], where: str) ->
                 f"{transformers.__version__} does not know and would ignore; take the field out "
                 "where it changes nothing, or open the base with the release that wrote it"
             )
+
+
+def _check_counts(fields: Mapping[str, Any], usual: Mapping[str, Any], where: str) -> None:
+    """Refuses anything but a whole number where one is usual; transformers 4.57 takes anything."""
+    for key, value in fields.items():
+        # Of token ids there may be several, or none.
+        if value is None or type(usual.get(key)) is not int or key.endswith("token_id"):
+            continue
+        if type(value) is not int:
+            raise FieldError(f"{where}.{key} is {_short(value)}; a whole number is wanted")
 
 
 def rope_of(config: Any) -> dict[str, Any]:

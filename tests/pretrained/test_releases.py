@@ -95,6 +95,8 @@ def test_every_type_of_rotary_positions_is_transformers_own(base, tmp_path, kind
             {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0]}},
             r"has the rope_type 'longrope', whose positions change with the longest text of",
         ),
+        ({"vocab_size": "386"}, r"text_config\.vocab_size is '386'; a whole number is wanted"),
+        ({"max_position_embeddings": 5e2}, r"max_position_embeddings is 500\.0; a whole number is"),
         ({"hiden_size": 8}, r"text_config\.hiden_size is 8, which transformers .* would ignore"),
     ],
 )
