@@ -19,8 +19,9 @@ every key explained, its templates and its annotations. The keys:
                     JSON, JSON Lines or CSV, `conversation` reads LLaVA's form; a shipped dataset's
                     reader reads that dataset's layout
     reader_options  which keys or columns the reader takes, where they are called otherwise:
-                    {image: file, question: query, answer: label, id: key}; {generate: question}
-                    asks for the question to an answer
+                    {image: file, question: query, answer: label, id: key}, for conversations
+                    also video and conversations; {generate: question} asks for the question to an
+                    answer
     splits          for each split `files` (alternatives, each a list of files that belong
                     together), `size` (published, optional) and `labelled` (false: no answers);
                     the first split is prepared where none is named

@@ -29,12 +29,12 @@ from ibtrain.data.shards.verify import verify
 from ibtrain.data.shards.writer import ShardWriter, encode_sample
 from ibtrain.files import BusyError, locked
 
-# The same as the command line does, with parts small enough for a test.
+# The same as the command line does, with chunks small enough for a test.
 CONVERT = """
 import sys
 from pathlib import Path
 import ibtrain.data.preparation.survey as survey
-survey.PART_EXAMPLES = 8
+survey.CHUNK_EXAMPLES = 8
 from ibtrain.cli import main
 if __name__ == "__main__":
     sys.exit(main(["data", "prepare", "llava_conversation", *sys.argv[1:]]))
@@ -42,8 +42,8 @@ if __name__ == "__main__":
 
 
 @pytest.fixture
-def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(survey, "PART_EXAMPLES", 8)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(survey, "CHUNK_EXAMPLES", 8)
 
 
 def test_prepare_writes_what_is_read_back(prepared: Path, toy: Path):
@@ -122,7 +122,13 @@ def test_bad_annotations_are_set_aside_within_the_budget(tmp_path: Path):
     raw = conversations(tmp_path / "raw", count=10, bad=2)
     report = whole(raw, tmp_path / "out", budget=0.2)
     assert report == PrepareReport(
-        "llava_conversation", "train", 8, {"repeated id": 1}, quarantined=2, shards=1
+        "llava_conversation",
+        "train",
+        8,
+        {"duplicate": 1},
+        quarantined=2,
+        shards=1,
+        first_bad="0: no image gone.jpg; looked in RAW/images, RAW/../coco/images, RAW",
     )
     lines = [json.loads(line) for line in (tmp_path / "out/quarantine.jsonl").open()]
     assert [line["id"] for line in lines] == ["0", "1-0"]
@@ -161,7 +167,7 @@ def test_the_card_says_what_was_asked_and_what_there_is(tmp_path: Path):
     ]
 
 
-def test_streaming_reads_the_same_shards(tmp_path: Path, small_parts: None):
+def test_streaming_reads_the_same_shards(tmp_path: Path, small_chunks: None):
     from streaming import StreamingDataset
 
     raw = conversations(tmp_path / "raw", count=20, images=7)
@@ -198,15 +204,20 @@ def test_shards_equal_those_that_streaming_writes(tmp_path: Path):
     assert contents(tmp_path / "ours") == expected and len(expected) > 3
 
 
-def test_the_bytes_depend_neither_on_workers_nor_on_portions(tmp_path: Path, small_parts: None):
-    raw = conversations(tmp_path / "raw", count=100, bad=6, images=30)
+def test_the_bytes_depend_neither_on_workers_nor_on_portions(tmp_path: Path, small_chunks: None):
+    raw = conversations(tmp_path / "raw", count=90, bad=6, images=30)
+    rows = json.loads((raw / "conversation_58k.json").read_text())
+    for number, row in enumerate(rows[20:30]):
+        rows.append(row | {"image": f"{number + 3}.jpg"})  # the same id, another image
+    (raw / "conversation_58k.json").write_text(json.dumps(rows))
     for workers in (1, 2):
         report = whole(raw, tmp_path / str(workers), workers=workers, budget=0.1)
         assert (report.written, report.quarantined, report.complete) == (94, 6, True)
+        assert (report.renamed, report.dropped) == (10, {"duplicate": 1})
     one = contents(tmp_path / "1")
     assert contents(tmp_path / "2") == one and len(one) > 8
-    parts = json.loads(one["card.json"])["parts"]
-    assert len(parts) == 13 and sum(part["records"] for part in parts) == 94
+    chunks = json.loads(one["card.json"])["parts"]
+    assert len(chunks) == 13 and sum(chunk["records"] for chunk in chunks) == 94
     reports = [whole(raw, tmp_path / "3", portion=(index, 3), budget=0.1) for index in (2, 0, 1)]
     assert [report.complete for report in reports] == [False, False, True]
     assert reports[2].written == 94 and sum(report.written for report in reports[:2]) < 94
@@ -233,7 +244,8 @@ def test_portions_in_processes_side_by_side_equal_one_run(tmp_path: Path):
 
 def start(tmp_path: Path, raw: Path, out: Path, *options: str) -> "subprocess.Popen[str]":
     script = tmp_path / "convert.py"
-    script.write_text(CONVERT)
+    if not script.is_file():  # another process may be reading it
+        script.write_text(CONVERT)
     return subprocess.Popen(
         [sys.executable, str(script), "--raw", str(raw), "--out", str(out), "--json", *options],
         stdout=subprocess.PIPE,
@@ -280,7 +292,7 @@ def wait_until(condition: Callable[[], bool], process: "subprocess.Popen[str]") 
 
 
 def test_a_kill_while_parts_are_merged_is_made_good(
-    tmp_path: Path, small_parts: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, small_chunks: None, monkeypatch: pytest.MonkeyPatch
 ):
     raw = conversations(tmp_path / "raw", count=40, images=20)
     moved: list[Path] = []
@@ -306,7 +318,7 @@ def test_a_kill_while_parts_are_merged_is_made_good(
 
 
 def test_an_image_is_decoded_once_however_far_apart_its_examples_are(
-    tmp_path: Path, small_parts: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, small_chunks: None, monkeypatch: pytest.MonkeyPatch
 ):
     raw = conversations(tmp_path / "raw", count=60, images=12)
     decoded: list[Path] = []
@@ -324,16 +336,18 @@ def test_an_image_is_decoded_once_however_far_apart_its_examples_are(
         assert record.images[0] == (raw / f"images/{name}.jpg").read_bytes()
 
 
-def test_ids_are_compared_over_the_whole_split(tmp_path: Path, small_parts: None):
+def test_ids_are_compared_over_the_whole_split(tmp_path: Path, small_chunks: None):
     raw = conversations(tmp_path / "raw", count=50, images=10)
     rows = json.loads((raw / "conversation_58k.json").read_text())
     for number, row in enumerate(rows[:25]):
         rows.append(row | {"image": f"{(number + 3) % 10}.jpg"})  # the same id, another image
     (raw / "conversation_58k.json").write_text(json.dumps(rows))
     report = whole(raw, tmp_path / "out")
-    assert report.written == 50 and report.dropped == {"repeated id": 26}
+    assert (report.written, report.dropped, report.renamed) == (75, {"duplicate": 1}, 25)
     ids = [record.id for record in read_records(tmp_path / "out")]
-    assert len(set(ids)) == 50
+    assert sorted(ids) == sorted(
+        [f"{number}-0" for number in range(50)] + [f"{number}-0#2" for number in range(25)]
+    )
 
 
 def test_hashes_seen_are_told_from_new_ones():
@@ -352,7 +366,7 @@ def test_hashes_seen_are_told_from_new_ones():
 def test_more_parts_than_buckets_hold_every_example_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(survey, "PART_EXAMPLES", 1)
+    monkeypatch.setattr(survey, "CHUNK_EXAMPLES", 1)
     monkeypatch.setattr(survey, "_BUCKETS", 4)
     raw = conversations(tmp_path / "raw", count=30, images=30)
     report = whole(raw, tmp_path / "out")
@@ -362,7 +376,7 @@ def test_more_parts_than_buckets_hold_every_example_once(
     assert ids == list(range(30))
 
 
-def test_over_the_budget_nothing_can_be_read_but_the_reasons(tmp_path: Path, small_parts: None):
+def test_over_the_budget_nothing_can_be_read_but_the_reasons(tmp_path: Path, small_chunks: None):
     raw = conversations(tmp_path / "raw", count=40, bad=2, images=20)
     with pytest.raises(OverBudgetError, match=r"1 of 41 annotations are bad.*budget of 1.0%"):
         whole(raw, tmp_path / "out")  # seen before anything is converted
@@ -377,7 +391,7 @@ def test_over_the_budget_nothing_can_be_read_but_the_reasons(tmp_path: Path, sma
 
 
 def test_mended_images_are_read_again_and_the_rest_is_kept(
-    tmp_path: Path, small_parts: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, small_chunks: None, monkeypatch: pytest.MonkeyPatch
 ):
     raw = conversations(tmp_path / "raw", count=40, images=20)
     good = (raw / "images/7.jpg").read_bytes()
@@ -388,7 +402,7 @@ def test_mended_images_are_read_again_and_the_rest_is_kept(
     converted: list[int] = []
     plain = conversion._write
 
-    def counting(directory: Path, *rest: Any) -> conversion.PartReport:
+    def counting(directory: Path, *rest: Any) -> conversion.ChunkReport:
         converted.append(int(directory.name.split(".")[1].removeprefix("part-")))
         return plain(directory, *rest)
 
@@ -411,7 +425,7 @@ def test_a_second_process_is_told_that_it_is_busy(tmp_path: Path):
     assert whole(raw, tmp_path / "out").written == 4
 
 
-def test_an_unfinished_conversion_of_another_request_is_refused(tmp_path: Path, small_parts: None):
+def test_an_unfinished_conversion_of_another_request_is_refused(tmp_path: Path, small_chunks: None):
     raw = conversations(tmp_path / "raw", count=40, images=20)
     assert not whole(raw, tmp_path / "out", portion=(1, 2)).complete
     with pytest.raises(ValueError, match="an unfinished conversion written from other short_side"):
