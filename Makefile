@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: help quickstart test test-oldest test-newest test-card check format environment clean
+.PHONY: help quickstart test fuzz test-oldest test-newest test-card check format environment clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z][a-z -]*:.*## / {printf "%-36s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,10 @@ quickstart: environment  ## the whole job on a toy world, from raw files to an e
 
 test: environment  ## all tests, about 20 minutes on two cores
 	$(VENV)/bin/python -m pytest
+
+fuzz: environment  ## damaged files of every kind by the thousand (IBTRAIN_FUZZ=20000 for more); the tests do fewer
+	IBTRAIN_FUZZ=$(or $(IBTRAIN_FUZZ),8000) $(VENV)/bin/python -m pytest -k damaged tests/data/test_fuzzing.py \
+		tests/pretrained/test_fuzzing.py tests/test_sharding.py tests/test_config.py tests/distributed/test_launchers.py
 
 test-oldest test-newest test-card: test-%:  ## in an environment of its own, made on first use: an end of the versions, or a GPU machine's
 	tools/test_environment.sh $*
