@@ -234,7 +234,9 @@ def _sole_or_shared(chunks: Path, out: Path, portion: tuple[int, int] | None) ->
         ) from error
 
 
-def _survey(chunks: Path, out: Path, settings: Settings, split: str, request: dict[str, Any]) -> Survey:
+def _survey(
+    chunks: Path, out: Path, settings: Settings, split: str, request: dict[str, Any]
+) -> Survey:
     """The survey of this request: that of an attempt before, or a new one."""
     survey = load_survey(chunks, settings.raw)
     kept = _chunk_directories(chunks)

@@ -144,7 +144,8 @@ class _Talk:
             raise Unused("no turns")
         if len(said) > 2 * MAXIMUM_TURNS + 1:
             raise FieldError(
-                f"{row.origin}: {len(said)} turns; at most {2 * MAXIMUM_TURNS} are read of one entry"
+                f"{row.origin}: {len(said)} turns; at most {2 * MAXIMUM_TURNS} "
+                "are read of one entry"
             )
         turns = [_Turn.of(turn) for turn in said]
         images, video = _shown(row, names, turns)
