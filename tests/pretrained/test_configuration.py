@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import InstructBlipConfig
 
 from ibtrain.model.t5 import ties_embeddings
 from ibtrain.pretrained.base import directory_config
-from ibtrain.pretrained.configuration import open_config
+from ibtrain.pretrained.configuration import check_vocabularies, open_config, read_config
+from ibtrain.pretrained.fit import parameter_shapes
 from ibtrain.pretrained.published import published_config
 from ibtrain.pretrained.releases import rope_of
+from tests.tiny import tiny_config
 
 FILES = sorted(Path(__file__).with_name("configurations").glob("*.json"))
 # Of a Q-Former's section in a public dump of what transformers 4.27 wrote of BLIP-2.
@@ -204,3 +207,84 @@ def test_a_language_model_without_a_padding_id(tmp_path):
     config = open_config(written(tmp_path, LLAMA))
     assert (config.num_key_value_heads, config.vocab_size) == (32, 32000)
     assert rope_of(config) == {"rope_type": "default", "rope_theta": 10000.0}
+
+
+def test_read_config(tmp_path):
+    tiny_config(vision_width=48).save_pretrained(tmp_path)
+    config = read_config(tmp_path)
+    assert isinstance(config, InstructBlipConfig)
+    assert config.vision_config.hidden_size == 48
+    assert config.text_config.model_type == "llama"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", r"config\.json is not (a JSON object|JSON)"),
+        ("[1]", r"config\.json is not (a JSON object|JSON)"),
+        ('{"model_type": "blip-2"}', "is of model type 'blip-2'; an 'instructblip' is wanted"),
+        ("{}", "is of model type None"),
+        ("\udc80", r"config\.json is not (a JSON object|JSON)"),
+    ],
+)
+def test_a_config_of_something_else(tmp_path, text, said):
+    (tmp_path / "config.json").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match=said):
+        read_config(tmp_path)
+
+
+def test_a_directory_without_config(tmp_path):
+    with pytest.raises(ValueError, match=r"is not a model: it has no config\.json"):
+        read_config(tmp_path)
+    with pytest.raises(ValueError, match="absent is not a model: there is no such directory"):
+        read_config(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "said"),
+    [
+        ("text_config", {"model_type": "nonesuch"}, r"text_config is no configuration .*nonesuch"),
+        (
+            "text_config",
+            {"hidden_act": "nonesuch"},
+            r"no model can be built of .*config\.json: Key",
+        ),
+        # transformers 5 looks at these while it opens the configuration.
+        ("text_config", {"hidden_size": "wide"}, "hidden_size is 'wide'; a whole number is wanted"),
+        ("text_config", {"num_attention_heads": 0}, r"config\.json(: | is no .*\()ZeroDivision"),
+        ("vision_config", {"patch_size": 0}, "no model can be built of .*: ZeroDivision"),
+        ("vision_config", {"num_attention_heads": 5}, "heads is 5, which does not divide .*24"),
+        ("qformer_config", {"num_attention_heads": 0}, "heads is 0, which does not divide .*20"),
+    ],
+)
+def test_a_config_of_which_no_model_can_be_built(tmp_path, part, changes, said):
+    tiny_config().save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    values = json.loads(file.read_text())
+    values[part] |= changes
+    file.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=said):
+        parameter_shapes(read_config(tmp_path))
+
+
+def test_a_config_nested_without_end(tmp_path):
+    (tmp_path / "config.json").write_text("[" * 200_000)
+    with pytest.raises(ValueError, match="is not JSON"):
+        read_config(tmp_path)
+
+
+def test_vocabularies_that_fit():
+    check_vocabularies(tiny_config(), 96, 64, "base")
+    check_vocabularies(tiny_config(), 90, 60, "base")  # embeddings are often rounded up
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ((97, 64), "base: the language tokenizer has 97 tokens .* 96 rows"),
+        ((96, 65), "base: the Q-Former tokenizer has 65 tokens .* 64 rows"),
+    ],
+)
+def test_vocabularies_that_do_not_fit(sizes, said):
+    with pytest.raises(ValueError, match=said):
+        check_vocabularies(tiny_config(), *sizes, "base")
