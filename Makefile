@@ -1,5 +1,6 @@
 # What people do daily. Everything runs in .venv, made on first use.
 PYTHON ?= python3
+PROCESSES ?= 2
 VENV := .venv
 STAMP := $(VENV)/.installed
 
@@ -21,7 +22,7 @@ quickstart: environment  ## the whole job on a toy world, from raw files to an e
 	$(VENV)/bin/python tools/quickstart.py
 
 test: environment  ## all tests, about 20 minutes on two cores
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n $(PROCESSES) --dist loadfile
 
 fuzz: environment  ## damaged files of every kind by the thousand (IBTRAIN_FUZZ=20000 for more); the tests do fewer
 	IBTRAIN_FUZZ=$(or $(IBTRAIN_FUZZ),8000) $(VENV)/bin/python -m pytest -k damaged tests/data/test_fuzzing.py \
