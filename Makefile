@@ -4,7 +4,7 @@ PROCESSES ?= 2
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: help quickstart test fuzz test-oldest test-newest test-card check format environment clean
+.PHONY: help quickstart test fuzz test-slurm test-oldest test-newest test-card check format environment clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z][a-z -]*:.*## / {printf "%-36s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,10 @@ fuzz: environment  ## damaged files of every kind by the thousand (IBTRAIN_FUZZ=
 
 test-oldest test-newest test-card: test-%:  ## in an environment of its own, made on first use: an end of the versions, or a GPU machine's
 	tools/test_environment.sh $*
+
+test-slurm: environment  ## the job scripts on a real Slurm of several nodes, each a namespace of this machine (root)
+	tests/slurm/install.sh
+	$(VENV)/bin/python -m pytest tests/slurm -m slurm
 
 check: environment  ## lint, types, layers, shell scripts
 	$(VENV)/bin/ruff check .

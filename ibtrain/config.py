@@ -258,7 +258,8 @@ class Recipe(Section):
     output: Path
     seed: int = Field(default=0, ge=0)
     sharding: str = "zero3"
-    """A file of ds_configs/ by its name, or the path of a DeepSpeed JSON."""
+    """A file of ds_configs/ by its name, or the path of a DeepSpeed JSON; `auto`: the planner
+    chooses one for the GPUs at every start, and RUN/plan.json says which and why."""
     kernels: Literal["auto", "off"] = "auto"
     """Fused kernels where the device has them; `off`: torch's and transformers' own everywhere."""
     model: ModelSection
@@ -308,9 +309,17 @@ def micro_batches_per_step(recipe: Recipe, world: int) -> int:
     if training.global_batch % world:
         raise RecipeError(
             f"training.global_batch is {training.global_batch}, which does not divide among "
-            f"{world} ranks; choose a multiple of {world}"
+            f"{world} ranks; choose a multiple of {world}, or {_nearest_counts(training, world)}"
         )
     return -(-(training.global_batch // world) // training.micro_batch)
+
+
+def _nearest_counts(training: TrainingSection, world: int) -> str:
+    """The numbers of ranks next to `world` that divide the global batch."""
+    batch = training.global_batch
+    fewer = max(count for count in range(1, world) if batch % count == 0)
+    more = next((count for count in range(world + 1, batch + 1) if batch % count == 0), None)
+    return f"{fewer} ranks" if more is None else f"{fewer} or {more} ranks"
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:

@@ -1,5 +1,8 @@
 """The DeepSpeed configurations: those of ds_configs/ by name, any other by path.
 
+Those of ds_configs/ can be given to DeepSpeed as they are, and so hold a micro-batch, which is not
+the run's.
+
 A file of one's own may hold what other trainers' files hold: "auto" stands for the recipe's value,
 and where the recipe has none for that of the shipped file of the same stage. What the recipe
 determines may stand in it as long as it says the same.
@@ -18,6 +21,9 @@ from ibtrain.files import FileError, check_not_pointer
 logger = logging.getLogger(__name__)
 
 _LARGEST = 1 << 20  # bytes
+AUTO = "auto"
+"""The `sharding` of a recipe that the planner chooses one for when it starts."""
+_SECONDARY = "zero_hpz_partition_size"
 # In an installed package they lie inside it, in a checkout beside it.
 DS_CONFIGS = next(
     directory
@@ -98,8 +104,12 @@ def sharding_file(sharding: str) -> Path:
     return path
 
 
-def read_sharding(sharding: str) -> dict[str, Any]:
+def read_sharding(sharding: str, gpus_per_node: int | None = None) -> dict[str, Any]:
     """The content of the DeepSpeed JSON that a recipe's `sharding` names.
+
+    Args:
+        sharding: a name or a path.
+        gpus_per_node: among which zero3-hpz spreads its second copy; default: as in the file.
 
     Raises:
         RecipeError: when it is not there, is no JSON object, has a key that is not known here, or
@@ -122,6 +132,10 @@ def read_sharding(sharding: str) -> dict[str, Any]:
             "write the number 1, 2 or 3"
         )
     shipped = _read(DS_CONFIGS / f"zero{stage}.json")
+    if path.parent == DS_CONFIGS:
+        config = {key: value for key, value in config.items() if key not in DETERMINED}
+        if gpus_per_node is not None and _SECONDARY in zero:
+            config["zero_optimization"] = zero | {_SECONDARY: gpus_per_node}
     return _without_auto(config, shipped)
 
 

@@ -7,9 +7,10 @@ from random import Random
 from typing import Any
 
 import pytest
+from deepspeed.runtime.config import DeepSpeedConfig
 
 from ibtrain.config import Recipe, RecipeError, load_recipe
-from ibtrain.sharding import read_sharding
+from ibtrain.sharding import DS_CONFIGS, read_sharding
 from ibtrain.training.engine import sharding_config
 from tests.data.mutations import mutate
 
@@ -73,6 +74,30 @@ def test_auto_is_the_recipes_value_or_the_shipped_one(own: Path, precision: str)
     }
     bf16 = {"enabled": precision == "bf16", "check_grad_overflow": False}
     assert sharding_config(recipe, 2) == FILLED | {"zero_optimization": zero, "bf16": bf16}
+
+
+@pytest.mark.parametrize("file", sorted(DS_CONFIGS.glob("*.json")), ids=lambda file: file.stem)
+def test_deepspeed_takes_each_shipped_file_as_it_is(file: Path):
+    whole = DeepSpeedConfig(json.loads(file.read_text()))
+    assert whole.train_micro_batch_size_per_gpu == 1
+    recipe = load_recipe("toy", [f"sharding={file.stem}"])
+    ours = sharding_config(recipe, 2)
+    assert ours["train_micro_batch_size_per_gpu"] == recipe.training.micro_batch == 32
+    stage = int(file.stem[4])
+    assert whole.zero_config.stage == ours["zero_optimization"]["stage"] == stage
+
+
+def test_the_second_copy_is_spread_within_a_node():
+    recipe = load_recipe("toy", ["sharding=zero3-hpz"])
+    for gpus_per_node, expected in ((None, 8), (4, 4), (1, 1)):
+        config = sharding_config(recipe, 8, gpus_per_node)
+        assert config["zero_optimization"]["zero_hpz_partition_size"] == expected
+
+
+def test_a_copy_says_no_micro_batch_of_its_own(own: Path):
+    copied = json.loads((DS_CONFIGS / "zero3.json").read_text())
+    with pytest.raises(RecipeError, match="train_micro_batch_size_per_gpu to 1, and the recipe"):
+        sharding_config(recipe_with(own, copied), 2)
 
 
 SAME = {

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ibtrain.check import facts, verdicts
 from ibtrain.check.verdicts import Finding
 from ibtrain.config import ModelSection, Recipe, RecipeError
-from ibtrain.sharding import read_sharding
+from ibtrain.sharding import AUTO, read_sharding
 
 if TYPE_CHECKING:
     from ibtrain.check.attentions import Attentions
@@ -168,6 +168,8 @@ def recipe_findings(recipe: Recipe) -> Iterator[Finding]:
 
 def sharding_finding(sharding: str) -> Finding:
     """The DeepSpeed JSON."""
+    if sharding == AUTO:
+        return Finding("sharding", "OK", "auto: chosen when training starts (`ibtrain plan` tells)")
     try:
         operators = operators_of(read_sharding(sharding))
     except RecipeError as error:

@@ -9,12 +9,13 @@ import argparse
 import contextlib
 import logging
 import platform
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 from ibtrain.cli.data import add_data
 from ibtrain.cli.models import add_ask, add_evaluate, add_export
-from ibtrain.cli.runs import add_check, add_plan, add_recipes, add_train
+from ibtrain.cli.runs import add_check, add_plan, add_recipes, add_slurm, add_train
 from ibtrain.cli.saying import FAILED, WRONG_REQUEST, complain, rank, show_messages
 
 
@@ -38,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The parsed command; `key=value` may stand before options and after them."""
     parser = _parser()
-    parsed, others = parser.parse_known_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    parsed, others = parser.parse_known_args(words)
+    parsed.words = words
     overrides = [other for other in others if "=" in other and not other.startswith("-")]
     if any(other.startswith(("--local_rank", "--local-rank")) for other in others):
         parser.error(
@@ -63,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     add_data(verbs)
     add_plan(verbs)
     add_train(verbs)
+    add_slurm(verbs)
     add_ask(verbs)
     add_evaluate(verbs)
     add_export(verbs)

@@ -21,19 +21,27 @@ class Request:
     ranks: Ranks
     mixture: Mixture
     start: Start
+    sharding: str
+    """Of this start; the recipe's, unless that is auto."""
 
     @classmethod
-    def of(cls, recipe: Recipe, ranks: Ranks) -> "Request":
+    def of(cls, recipe: Recipe, ranks: Ranks, sharding: str) -> "Request":
         """Finds it all; what can be refused before a model is built is refused here.
 
         Raises:
             ValueError: when the recipe, the base, the tokenizers or the data cannot be used.
         """
-        sharding_config(recipe, ranks.world)
+        sharded = recipe.model_copy(update={"sharding": sharding})
+        sharding_config(sharded, ranks.world, ranks.local_world)
         mixture = resolve_mixture(
             recipe.data, recipe.training.global_batch, cache_directory(recipe)
         )
-        return cls(recipe, ranks, mixture, open_start(recipe))
+        return cls(recipe, ranks, mixture, open_start(recipe), sharding)
+
+    @property
+    def sharded(self) -> Recipe:
+        """The recipe with the sharding of this start."""
+        return self.recipe.model_copy(update={"sharding": self.sharding})
 
     def choose_sources(self, resumed: Path | None) -> dict[str, TensorSource]:
         """For each parameter where its value is read from: the base, or the checkpoint.
