@@ -3,9 +3,9 @@
     RUN/checkpoints/LATEST  RUN/checkpoints/step-00003000/{trainable,optimizer}.safetensors,
     state.json, MANIFEST.json
 
-A step directory appears atomically: it is written elsewhere (fencing.py), synced, and
-renamed; LATEST is replaced afterwards, atomically. A manifest holds every file's size and SHA-256,
-and its own digest, so that one flipped byte anywhere is found.
+A step directory appears atomically: it is written elsewhere (fencing.py), synced, and renamed;
+LATEST is replaced afterwards, atomically. A manifest holds every file's size and SHA-256, and its
+own digest, so that one flipped byte anywhere is found.
 """
 
 import contextlib

@@ -82,7 +82,9 @@ def train(recipe: Recipe, interruption: Interruption) -> TrainingResult:
     order = order_fingerprint(recipe, request.mixture)
     base = on_rank_zero(
         ranks,
-        lambda: record_base(recipe.model, request.config, request.tokenizer, recipe.seed),
+        lambda: record_base(
+            recipe.model, request.start.config, request.start.tokenizer, recipe.seed
+        ),
     )
     on_rank_zero(ranks, lambda: refuse_changes(recipe, order, base))
     incarnation = _take_run(ranks, recipe.output)
@@ -142,11 +144,11 @@ class _Run:
         self.incarnation, self.interruption = incarnation, interruption
         self.sharding = Path(request.sharding).stem
         self.recipe, self.ranks, self.order, self.base = request.recipe, request.ranks, order, base
-        recipe, ranks, mixture, config = self.recipe, self.ranks, request.mixture, request.config
+        recipe, ranks, mixture, start = self.recipe, self.ranks, request.mixture, request.start
         self.names = [dataset.name for dataset in mixture.datasets]
         begin = None if resumed is None else resumed[0]
         chosen = on_every_rank(ranks, lambda: request.choose_sources(begin))
-        self.engine = Engine(request.sharded, ranks, config, chosen)
+        self.engine = Engine(request.sharded, ranks, start.config, chosen)
         self.first_step = 0
         if resumed is not None:
             load_checkpoint(self.engine, resumed[0])
@@ -154,8 +156,8 @@ class _Run:
         self.loader = MixtureLoader(
             recipe,
             mixture,
-            request.tokenizer,
-            config.num_query_tokens,
+            start.tokenizer,
+            start.config.num_query_tokens,
             rank=ranks.rank,
             world=ranks.world,
             cache=cache_directory(recipe),
