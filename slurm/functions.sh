@@ -33,7 +33,8 @@ run_tasks() {
     # After the first task has ended the others have 60 s, whatever its exit code: after a crash they
     # wait for it in vain, after an interruption they are about to end too. With --kill-on-bad-exit
     # the latter would be killed, and the job's code would be that of a crash.
-    srun --wait=60 --kill-on-bad-exit=0 "${task_options[@]}" \
+    # One SIGINT ends srun; else the first only has it say what its tasks do.
+    srun --wait=60 --kill-on-bad-exit=0 --quit-on-interrupt "${task_options[@]}" \
         "${task_prefix[@]}" python -m ibtrain "$@" &
     srun_process=$!
     # Bash runs a trap when the command before it is over, so srun is in the background and waited for;
