@@ -1,4 +1,4 @@
-"""`ibtrain ask`, `evaluate` and `export`."""
+"""`ibtrain ask`, `rank`, `evaluate` and `export`."""
 
 import argparse
 import sys
@@ -44,6 +44,51 @@ def _ask(parsed: argparse.Namespace) -> int:
     images = [_picture(file) for file in parsed.image]
     answer = generate(open_to_answer(parsed.model), [images], [parsed.prompt], settings)[0]
     return say(parsed, {"answer": answer}, answer)
+
+
+def add_rank(verbs: Any) -> None:
+    """Adds the verb `rank`."""
+    verb = verb_of(verbs, "rank", _rank, "rank candidates by how likely they are the answer")
+    verb.add_argument("model", type=Path, metavar="MODEL")
+    verb.add_argument("--image", type=Path, action="append", default=[], metavar="F")
+    verb.add_argument("--prompt", required=True, metavar="TEXT")
+    verb.add_argument(
+        "--candidates",
+        action="append",
+        required=True,
+        metavar="FILE_OR_LIST",
+        help="one a line, a JSON list, a JSON object of label: texts that stand for it, or a,b,c",
+    )
+    verb.add_argument(
+        "--length", choices=["sum", "tokens", "characters"], default="sum", help="divide sums by"
+    )
+    verb.add_argument(
+        "--prior",
+        choices=["none", "image", "prompt"],
+        default="none",
+        help="subtract what a blank image, or --content-free as the prompt, gives a candidate",
+    )
+    verb.add_argument("--content-free", default="N/A", metavar="TEXT")
+
+
+def _rank(parsed: argparse.Namespace) -> int:
+    from ibtrain.evaluation.candidate_lists import read_candidates
+    from ibtrain.evaluation.ranking import RankingSettings, best_first, rank
+    from ibtrain.pretrained.opening import open_to_answer
+
+    candidates, twice = read_candidates(parsed.candidates)
+    for text in twice:
+        print(f"{text!r} is given more than once; it is scored once", file=sys.stderr)
+    settings = RankingSettings(parsed.length, parsed.prior, parsed.content_free)
+    images = [_picture(file) for file in parsed.image]
+    opened = open_to_answer(parsed.model)
+    scored = best_first(rank(opened, [images], [parsed.prompt], [candidates], settings)[0])
+    document = {
+        "candidates": [
+            {"text": one.text, "logprob": one.logprob, "score": one.score} for one in scored
+        ]
+    }
+    return say(parsed, document, "\n".join(f"{one.score:10.4f}  {one.text}" for one in scored))
 
 
 def _picture(file: Path) -> bytes:

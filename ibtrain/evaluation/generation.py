@@ -108,15 +108,12 @@ def generate(
         ValueError: when there are not as many lists of images as prompts, an image is damaged, or
             there is neither an image nor a token to begin with.
     """
-    if len(images) != len(prompts):
-        raise ValueError(f"{len(prompts)} prompts come with {len(images)} lists of images")
-    if not prompts:
+    if not prompts and not images:
         return []
     if settings.sample and len(prompts) > 1:
         pairs = zip(images, prompts, strict=True)
         return [generate(opened, [own], [prompt], settings)[0] for own, prompt in pairs]
-    tokens = [opened.tokenizer.instruction(prompt) for prompt in prompts]
-    embeddings_BLD, mask_BL = _padded_rows(opened, images, tokens)
+    embeddings_BLD, mask_BL = prompt_rows(opened, images, prompts)
     devices = [opened.device] if opened.device.type == "cuda" else []
     with torch.random.fork_rng(devices, enabled=settings.sample):
         if settings.sample:
@@ -155,10 +152,17 @@ def _encoded(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _padded_rows(
-    opened: OpenedModel, images: Sequence[Sequence[Picture]], tokens: Sequence[InstructionTokens]
+def prompt_rows(
+    opened: OpenedModel, images: Sequence[Sequence[Picture]], prompts: Sequence[str]
 ) -> tuple[Tensor, Tensor]:
-    """The language model's input [B, L, D], padded on the left, and its mask [B, L]."""
+    """The language model's input [B, L, D], padded on the left, and its mask [B, L].
+
+    Raises:
+        ValueError: as `generate`.
+    """
+    if len(images) != len(prompts):
+        raise ValueError(f"{len(prompts)} prompts come with {len(images)} lists of images")
+    tokens = [opened.tokenizer.instruction(prompt) for prompt in prompts]
     device = opened.device
     embed = opened.model.language_model.get_input_embeddings()
     visual = _visual_rows(opened, images, tokens)
