@@ -72,7 +72,7 @@ def add_rank(verbs: Any) -> None:
 
 
 def _rank(parsed: argparse.Namespace) -> int:
-    from ibtrain.evaluation.candidate_lists import read_candidates
+    from ibtrain.evaluation.candidates import read_candidates
     from ibtrain.evaluation.ranking import RankingSettings, best_first, rank
     from ibtrain.pretrained.opening import open_to_answer
 

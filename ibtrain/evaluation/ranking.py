@@ -11,7 +11,6 @@ Shapes: B prompts, N rows of a tree's piece, V vocabulary.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from math import exp, log
 from typing import Literal, get_args
 
@@ -20,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ibtrain.evaluation.candidates import Candidates, token_trie
 from ibtrain.evaluation.generation import Picture, prompt_rows
 from ibtrain.evaluation.trie import Piece, Trie
 from ibtrain.model.candidates import PromptState, TreeRows
@@ -29,8 +29,6 @@ from ibtrain.tokenization import InstructionTokenizer
 
 Length = Literal["sum", "tokens", "characters"]
 Prior = Literal["none", "image", "prompt"]
-Candidates = Sequence[str] | Mapping[str, Sequence[str]]
-"""Texts, or labels with the texts that stand for each (a verbaliser set)."""
 
 CONTENT_FREE = "N/A"
 _LOGIT_ROWS = 1024  # whose logits are held at a time
@@ -174,7 +172,7 @@ def log_probabilities(
     """
     if not prompts:
         return []
-    tries = [_trie(opened.tokenizer, tuple(own)) for own in texts]
+    tries = [token_trie(opened.tokenizer, tuple(own)) for own in texts]
     language = opened.model.language_model
     state = PromptState(language, *prompt_rows(opened, images, prompts))
     cut = {id(trie): trie.pieces(piece) for trie, _ in tries}
@@ -270,38 +268,6 @@ def _seen(parents: Sequence[int]) -> Tensor:
     for row in range(1, len(parents)):
         sees_NN[row] |= sees_NN[parents[row]]
     return sees_NN
-
-
-@lru_cache(maxsize=64)
-def _trie(
-    tokenizer: InstructionTokenizer, texts: tuple[str, ...]
-) -> tuple[Trie, dict[str, tuple[int, ...]]]:
-    """The trie of texts' tokens without their end tokens, and each text's tokens."""
-    if not texts:
-        raise ValueError("the list of candidates is empty; give at least one")
-    sequences = {text: candidate_tokens(tokenizer, text) for text in texts}
-    return Trie.of(sequences.values()), sequences
-
-
-def candidate_tokens(tokenizer: InstructionTokenizer, text: str) -> tuple[int, ...]:
-    """A candidate's tokens, as an answer is tokenized, without the end token.
-
-    Raises:
-        ValueError: there are none, or so many that some were cut.
-    """
-    tokens = tokenizer.answer(text)[:-1]
-    if not tokens:
-        raise ValueError(
-            f"the candidate {text!r} has no tokens, so nothing of it can be scored; remove it"
-        )
-    if len(tokens) >= tokenizer.max_answer_tokens:
-        whole = tokenizer.language(text, add_special_tokens=False).input_ids
-        if len(whole) > len(tokens):
-            raise ValueError(
-                f"the candidate {text[:60]!r}... has {len(whole)} tokens; an answer has at most "
-                f"{tokenizer.max_answer_tokens}"
-            )
-    return tokens
 
 
 def _corrections(

@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import InstructBlipForConditionalGeneration
 
+from ibtrain.evaluation.candidates import candidate_tokens
 from ibtrain.evaluation.generation import pixels_of
 from ibtrain.evaluation.ranking import (
     RankingSettings,
     best_first,
-    candidate_tokens,
     labelled,
     log_probabilities,
     rank,

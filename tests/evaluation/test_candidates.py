@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from ibtrain.evaluation.candidate_lists import read_candidates
+from ibtrain.evaluation.candidates import read_candidates
 
 
 def test_lists_and_files(tmp_path):

@@ -1,10 +1,15 @@
-"""Candidates as a person hands them over: in the command, or in a file."""
+"""Candidates: as a person hands them over, in the command or in a file, and as tokens."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
-from ibtrain.evaluation.ranking import Candidates
+from ibtrain.evaluation.trie import Trie
+from ibtrain.tokenization import InstructionTokenizer
+
+Candidates = Sequence[str] | Mapping[str, Sequence[str]]
+"""Texts, or labels with the texts that stand for each (a verbaliser set)."""
 
 _LARGEST_FILE = 64 << 20
 _SUFFIXES = (".txt", ".json")
@@ -78,3 +83,39 @@ def _texts(path: Path, value: object) -> list[str]:
             "for it"
         )
     return value
+
+
+@lru_cache(maxsize=64)
+def token_trie(
+    tokenizer: InstructionTokenizer, texts: tuple[str, ...]
+) -> tuple[Trie, dict[str, tuple[int, ...]]]:
+    """The trie of texts' tokens without their end tokens, and each text's tokens.
+
+    Raises:
+        ValueError: there are no texts, or as `candidate_tokens`.
+    """
+    if not texts:
+        raise ValueError("the list of candidates is empty; give at least one")
+    sequences = {text: candidate_tokens(tokenizer, text) for text in texts}
+    return Trie.of(sequences.values()), sequences
+
+
+def candidate_tokens(tokenizer: InstructionTokenizer, text: str) -> tuple[int, ...]:
+    """A candidate's tokens, as an answer is tokenized, without the end token.
+
+    Raises:
+        ValueError: there are none, or so many that some were cut.
+    """
+    tokens = tokenizer.answer(text)[:-1]
+    if not tokens:
+        raise ValueError(
+            f"the candidate {text!r} has no tokens, so nothing of it can be scored; remove it"
+        )
+    if len(tokens) >= tokenizer.max_answer_tokens:
+        whole = tokenizer.language(text, add_special_tokens=False).input_ids
+        if len(whole) > len(tokens):
+            raise ValueError(
+                f"the candidate {text[:60]!r}... has {len(whole)} tokens; an answer has at most "
+                f"{tokenizer.max_answer_tokens}"
+            )
+    return tokens
