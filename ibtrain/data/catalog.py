@@ -30,6 +30,9 @@ every key explained, its templates and its annotations. The keys:
     image_roots     folders of the images, as seen from the raw directory ("images" and the raw
                     directory itself, where none is named)
     role            held_in (to train on, where nothing is said), held_out_seen or held_out_unseen
+    evaluation      how it is answered and scored, see answering.py: {answering: generate, metric:
+                    VQA accuracy}; without it the metric, where it is one of those, of generated
+                    answers
     metric, source  for people to read
 """
 
@@ -48,6 +51,8 @@ from pydantic import (
     ValidationError,
     field_validator,
 )
+
+from ibtrain.data.answering import check_ways
 
 Role = Literal["held_in", "held_out_seen", "held_out_unseen"]
 TASKS = (
@@ -102,6 +107,7 @@ class DatasetEntry(_Part):
     is read off the images, which are then neither cropped nor mirrored."""
     role: Role = "held_in"
     metric: str = "none (training only)"
+    evaluation: dict[str, Any] = Field(default_factory=dict)
     reader: str
     reader_options: dict[str, str] = Field(default_factory=dict)
     source: str = ""
@@ -119,6 +125,13 @@ class DatasetEntry(_Part):
         for prompt in prompts.values():
             prompt_slots(prompt)
         return prompts
+
+    @field_validator("evaluation")
+    @classmethod
+    def _ways_are_known(cls, evaluation: dict[str, Any]) -> dict[str, Any]:
+        if evaluation:
+            check_ways(evaluation, "")
+        return evaluation
 
     @property
     def place(self) -> str:

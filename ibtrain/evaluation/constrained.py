@@ -9,7 +9,7 @@ from transformers import LogitsProcessor
 from ibtrain.evaluation.trie import Trie
 
 
-class OnlyCandidates(LogitsProcessor):  # type: ignore[misc]  (transformers is untyped)
+class OnlyCandidates(LogitsProcessor):  # type: ignore[misc]
     """Leaves a row those tokens by which what it has so far goes on to a candidate, and the end
     token where it is one.
 

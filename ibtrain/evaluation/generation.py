@@ -9,7 +9,7 @@ Shapes: I images, Q query tokens, B prompts, L padded row length, D language-mod
 """
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf, isfinite
 from random import Random
@@ -116,10 +116,15 @@ def generate(
     if not prompts and not images:
         return []
     if settings.sample and len(prompts) > 1:
-        each = zip(images, prompts, allowed or [None] * len(prompts), strict=True)
         return [
-            generate(opened, [own], [prompt], settings, None if answers is None else [answers])[0]
-            for own, prompt, answers in each
+            generate(
+                opened,
+                [own],
+                [prompts[index]],
+                settings,
+                None if allowed is None else [allowed[index]],
+            )[0]
+            for index, own in enumerate(images)
         ]
     tries = None
     processors = _repetition(settings)
@@ -150,15 +155,13 @@ def generate(
     return [text.strip() for text in texts]
 
 
-def _answer_of(
-    opened: OpenedModel, row: Sequence[int], sequences: Mapping[str, tuple[int, ...]]
-) -> str:
+def _answer_of(opened: OpenedModel, row: list[int], sequences: dict[str, tuple[int, ...]]) -> str:
     """The allowed answer that a row of tokens is."""
     if opened.model.config.text_config.is_encoder_decoder:
         row = row[1:]
     end = opened.tokenizer.end_id
     tokens = tuple(row[: row.index(end)] if end in row else row)
-    texts = {sequence: text for text, sequence in reversed(sequences.items())}
+    texts = {sequence: text for text, sequence in reversed(list(sequences.items()))}
     return texts[tokens]
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ibtrain.data import catalog, instructions, readers
+from ibtrain.data.answering import section_of
 from ibtrain.data.preparation.conversion import Settings, convert_part, finished
 from ibtrain.data.preparation.merging import (
     FAILED,
@@ -143,6 +144,9 @@ def _request(settings: Settings, split: str) -> dict[str, Any]:
         "reader_options": entry.reader_options,
         "image_roots": entry.image_roots,
     }
+    section = section_of(entry.evaluation, entry.metric)
+    # What evaluation asks and scores a dataset of one's own by lies with its shards.
+    shipped = entry.name in {known.name for known in catalog.entries()}
     return {
         "format": _FORMAT,
         "dataset": entry.name,
@@ -153,6 +157,7 @@ def _request(settings: Settings, split: str) -> dict[str, Any]:
         "keep_original": settings.keep_original,
         "frames": settings.frames,
         "sources": {_inside(path, settings.raw): _source_hash(path) for path in sources},
+        **({"evaluation": section} if section and not shipped else {}),
     }
 
 

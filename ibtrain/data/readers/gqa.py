@@ -49,7 +49,10 @@ def _image_id(row: Row) -> str:
 def _details(row: Row, image_id: str) -> dict[str, Any]:
     details: dict[str, Any] = {"image_id": image_id}
     if row.has("types"):
-        details["question_type"] = row.row("types").text("detailed")
+        types = row.row("types")
+        for key, name in (("detailed", "question_type"), ("structural", "structural")):
+            if types.has(key):  # none of them is needed to score
+                details[name] = types.text(key)
     if row.has("fullAnswer"):
         details["full_answer"] = row.text("fullAnswer")
     return details
