@@ -22,7 +22,8 @@ every key explained, its templates and its annotations. The keys:
                     {image: file, question: query, answer: label, id: key}; {generate: question}
                     asks for the question to an answer
     splits          for each split `files` (alternatives, each a list of files that belong
-                    together), `size` (published, optional) and `labelled` (false: no answers);
+                    together), `size` (published, optional), `labelled` (false: no answers) and
+                    `sha256` ({file: hash}, optional: evaluation warns where another was read);
                     the first split is prepared where none is named
     prompts         for each form of example the prompt that evaluation uses
     templates       for each form of example a file of at least 10 instructions to train with: a
@@ -36,6 +37,7 @@ every key explained, its templates and its annotations. The keys:
     metric, source  for people to read
 """
 
+import re
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -84,12 +86,22 @@ class Split(_Part):
 
     `files` are alternatives, each a set of files that belong together; the first that is wholly
     there is read. A name that ends in "/" is a folder. `size` is the published number of samples;
-    `labelled` is false where the answers are not public.
+    `labelled` is false where the answers are not public. `sha256` has the hashes of files, by name,
+    whose content is known: evaluation warns where others were read.
     """
 
     files: tuple[tuple[str, ...], ...] = Field(min_length=1)
     size: int | None = Field(default=None, ge=1)
     labelled: bool = True
+    sha256: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("sha256")
+    @classmethod
+    def _hashes_are_hashes(cls, hashes: dict[str, str]) -> dict[str, str]:
+        for name, digest in hashes.items():
+            if not re.fullmatch(r"[0-9a-f]{64}", digest):
+                raise ValueError(f"{name}: {digest[:70]!r} is no SHA-256 in hexadecimal digits")
+        return hashes
 
 
 class DatasetEntry(_Part):

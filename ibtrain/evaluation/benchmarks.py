@@ -209,6 +209,8 @@ def _result(
     score, by, notes = score_samples(samples, asked.way)
     constant, constant_by_type = best_constant(samples, asked.way)
     about, more, set_aside = _about(directory, protocol, len(samples))
+    for note in more:
+        logger.warning("%s: %s", directory.name, note)
     missing = sum(bool(sample.missing) for sample in samples) + set_aside
     if missing:
         more += (f"partial: {missing:,} records are missing (no readable image, or set aside)",)
@@ -265,13 +267,28 @@ def _about(
     if marked and protocol.split and split and split != protocol.split:
         notes.append(f"split {split}; the paper's figures are of {protocol.split}")
     known = {entry.name: entry for entry in catalog.entries()}.get(protocol.dataset)
-    published = known.splits[split].size if known and split in known.splits else None
+    of_split = known.splits.get(split) if known else None
+    published = of_split.size if of_split else None
+    hashes = of_split.sha256 if of_split else request.get("known_files")
+    notes += _other_files(about["sources"], hashes)
     if published and published != index.samples and count == index.samples:
         notes.append(
             f"{index.samples:,} records; {published:,} are published for {split}: other files, or "
             "not all of them"
         )
     return about, tuple(notes), int(report["quarantined"])
+
+
+def _other_files(found: object, known: object) -> list[str]:
+    """The files that are not those whose hashes are known, a sentence each."""
+    if not isinstance(found, dict) or not isinstance(known, dict):
+        return []
+    return [
+        f"{name} is not the known file: its SHA-256 begins with {str(digest)[:12]}, that of the "
+        f"known one with {str(expected)[:12]}"
+        for name, digest in found.items()
+        if (expected := known.get(name, known.get(Path(str(name)).name))) not in (None, digest)
+    ]
 
 
 def with_shuffled_images(records: Sequence[Record], seed: int) -> list[Record]:

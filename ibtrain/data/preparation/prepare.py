@@ -145,6 +145,7 @@ def _request(settings: Settings, split: str) -> dict[str, Any]:
         "image_roots": entry.image_roots,
     }
     section = section_of(entry.evaluation, entry.metric)
+    known = entry.splits[split].sha256
     # What evaluation asks and scores a dataset of one's own by lies with its shards.
     shipped = entry.name in {known.name for known in catalog.entries()}
     return {
@@ -158,6 +159,7 @@ def _request(settings: Settings, split: str) -> dict[str, Any]:
         "frames": settings.frames,
         "sources": {_inside(path, settings.raw): _source_hash(path) for path in sources},
         **({"evaluation": section} if section and not shipped else {}),
+        **({"known_files": known} if known and not shipped else {}),
     }
 
 

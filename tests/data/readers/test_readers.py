@@ -291,7 +291,12 @@ def test_gqa_is_keyed_by_question(coco: Path, write_json: WriteJson):
         image=raw / "images/n1.jpg",
         answers=(Answer("yes", 1.0),),
         slots={"question": "Is it red?"},
-        details={"image_id": "n1", "question_type": "existAttr", "full_answer": "Yes, it is."},
+        details={
+            "image_id": "n1",
+            "question_type": "existAttr",
+            "structural": "verify",
+            "full_answer": "Yes, it is.",
+        },
     )
     rest = [(item.id, item.bad) for item in found[1:] if isinstance(item, Rejected)]
     assert rest == [
