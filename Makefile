@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test test-oldest test-newest test-card check format environment clean
+.PHONY: quickstart easy-vqa test test-oldest test-newest test-card check format environment clean
 
 environment: $(STAMP)
 
@@ -16,6 +16,13 @@ $(STAMP): requirements.txt pyproject.toml
 
 quickstart: environment  ## the whole job on a toy world, from raw files to an exported model
 	$(VENV)/bin/python tools/quickstart.py
+
+easy-vqa: environment  ## a public data set as one's own: lists, shards, training, score
+	$(VENV)/bin/python examples/easy_vqa/make_lists.py easy_vqa/raw
+	for split in train test; do $(VENV)/bin/ibtrain data prepare examples/easy_vqa/easy_vqa.yaml \
+		--split $$split --raw easy_vqa/raw --out easy_vqa/$$split/easy_vqa || exit; done
+	$(VENV)/bin/ibtrain train examples/easy_vqa/recipe.yaml root=easy_vqa
+	$(VENV)/bin/ibtrain evaluate easy_vqa/runs/easy_vqa --data easy_vqa/test --out easy_vqa/evaluation
 
 test: environment
 	$(VENV)/bin/python -m pytest
@@ -35,4 +42,4 @@ format: environment
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf quickstart build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf quickstart easy_vqa build *.egg-info .pytest_cache .mypy_cache .ruff_cache
