@@ -83,10 +83,10 @@ def _relevances(path: Path) -> dict[tuple[str, int], list[float]]:
         try:
             row = Row(value, place)
             given = row.entries("gt_relevance" if row.has("gt_relevance") else "relevance")
-            numbers = [one for one in given if type(one) in (int, float)]
+            numbers = [float(one) for one in given if isinstance(one, (int, float))]
             if len(numbers) != len(given):
                 raise FieldError(f"{place}: 'gt_relevance' must be a list of numbers")
-            found[row.identity("image_id"), row.integer("round_id")] = [float(n) for n in numbers]
+            found[row.identity("image_id"), row.integer("round_id")] = numbers
         except FieldError as error:
             raise ValueError(f"{path}: {error}") from error
     return found
