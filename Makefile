@@ -3,9 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart easy-vqa test test-oldest test-newest test-card check format environment clean
+.PHONY: help quickstart easy-vqa test test-oldest test-newest test-card check format environment clean
 
-environment: $(STAMP)
+help:  ## this list
+	@awk -F':.*## ' '/^[a-z][a-z -]*:.*## / {printf "%-36s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+environment: $(STAMP)  ## .venv with everything, for daily work
 
 $(STAMP): requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ibtrain needs Python 3.11 or newer; say which with make PYTHON=python3.11")'
@@ -24,22 +27,22 @@ easy-vqa: environment  ## a public data set as one's own: lists, shards, trainin
 	$(VENV)/bin/ibtrain train examples/easy_vqa/recipe.yaml root=easy_vqa
 	$(VENV)/bin/ibtrain evaluate easy_vqa/runs/easy_vqa --data easy_vqa/test --out easy_vqa/evaluation
 
-test: environment
+test: environment  ## all tests, about 20 minutes on two cores
 	$(VENV)/bin/python -m pytest
 
 test-oldest test-newest test-card: test-%:  ## in an environment of its own, made on first use: an end of the versions, or a GPU machine's
 	tools/test_environment.sh $*
 
-check: environment
+check: environment  ## lint, types, layers, shell scripts
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/shellcheck $$(git ls-files '*.sh' '*.sbatch' .ci/run)
 
-format: environment
+format: environment  ## mend what ruff can mend
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-clean:
+clean:  ## remove what was built
 	rm -rf quickstart easy_vqa build *.egg-info .pytest_cache .mypy_cache .ruff_cache

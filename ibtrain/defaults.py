@@ -14,3 +14,6 @@ PREVIEW_SAMPLES = 6
 ASK_BEAMS = 5
 ASK_NEW_TOKENS = 256
 ASK_REPETITION_PENALTY = 1.5
+
+SHARD_GIGABYTES = 5.0
+"""The largest file of weights in an export for transformers."""

@@ -107,7 +107,7 @@ _LFS_POINTER = b"version https://git-lfs"
 
 
 def check_not_pointer(path: Path) -> None:
-    """Refuses the few lines that Git LFS leaves in a file's place until it is fetched.
+    """Refuses the few lines that Git LFS leaves instead of a file until it is fetched.
 
     Raises:
         FileError: when the file is such a pointer.

@@ -3,7 +3,7 @@
     RUN/checkpoints/LATEST  RUN/checkpoints/step-00003000/{trainable,optimizer}.safetensors,
     state.json, MANIFEST.json
 
-A step directory appears whole or not at all: it is written beside its place, synced, and renamed;
+A step directory appears atomically: it is written under another name, synced, and renamed;
 LATEST is replaced afterwards, atomically. A manifest holds every file's size and SHA-256, and its
 own digest, so that one flipped byte anywhere is found.
 """
@@ -162,9 +162,9 @@ def set_aside_newer(run: Path, step: Path) -> None:
     write_whole(checkpoints(run) / LATEST, f"{step.name}\n")
     for directory in whole_steps(run):
         if _number(directory) > _number(step):
-            place = directory.with_name(f"superseded-{directory.name}")
-            shutil.rmtree(place, ignore_errors=True)
-            directory.rename(place)
+            superseded = directory.with_name(f"superseded-{directory.name}")
+            shutil.rmtree(superseded, ignore_errors=True)
+            directory.rename(superseded)
 
 
 def _digest(manifest: dict[str, Any]) -> str:

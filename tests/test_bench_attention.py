@@ -1,6 +1,5 @@
 """tools/bench_attention.py: its counts and verdicts, its clock, and a whole run on the CPU."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -11,18 +10,14 @@ import pytest
 import torch
 
 TOOL = Path(__file__).parents[1] / "tools/bench_attention.py"
+sys.path.append(str(TOOL.parent))
 
-
-@pytest.fixture(scope="module")
-def bench():
-    spec = importlib.util.spec_from_file_location("bench_attention", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    before = list(sys.path)
-    spec.loader.exec_module(module)
-    yield module
-    sys.path[:] = before
-    del sys.modules[spec.name]
+import bench_attention  # noqa: E402
+from attention_bench.bench import Bench  # noqa: E402
+from attention_bench.clock import Clock  # noqa: E402
+from attention_bench.contenders import Problem, contenders  # noqa: E402
+from attention_bench.rows import Row, verdicts  # noqa: E402
+from attention_bench.shapes import Shape, on_cpu, operations, shapes  # noqa: E402
 
 
 def test_a_quick_run_on_the_cpu(tmp_path):
@@ -55,24 +50,24 @@ def test_a_quick_run_on_the_cpu(tmp_path):
     assert (tmp_path / "out/attention.png").stat().st_size > 10_000
 
 
-def test_flops_and_bytes_of_attention(bench):
-    tower = next(shape for shape in bench.shapes() if shape.name == "ViT-g 257")
+def test_flops_and_bytes_of_attention():
+    tower = next(shape for shape in shapes() if shape.name == "ViT-g 257")
     # 16 images x 16 heads x 257^2 pairs x 4 x 88.
     assert tower.flops("forward") == 5_951_807_488
     assert tower.flops("forward+backward") == 20_831_326_208
     # 4 tensors of 16 x 257 rows x 16 heads x 88, two bytes each; twelve with the backward.
     assert tower.moved("forward") == 46_317_568
     assert tower.moved("forward+backward") == 138_952_704
-    causal = bench.Shape("", "Llama", 2, 128, (3, 2), (3, 4), causal=True)
+    causal = Shape("", "Llama", 2, 128, (3, 2), (3, 4), causal=True)
     # 1 + 2 + 3 pairs, and 3 + 4: the last query sees the last key.
     assert causal.flops("forward") == 4 * 2 * 128 * 13
     assert causal.moved("forward") == 2 * 2 * 128 * (2 * 5 + 2 * 7)
 
 
-def test_bytes_of_the_elementwise_operations(bench):
+def test_bytes_of_the_elementwise_operations():
     moved = {
         operation.name: (operation.moved("forward"), operation.moved("backward"))
-        for operation in bench.operations()
+        for operation in operations()
     }
     assert moved == {
         "add+RMSNorm 7B (4096)": (134_225_920, 134_225_920),
@@ -84,8 +79,8 @@ def test_bytes_of_the_elementwise_operations(bench):
     }
 
 
-def test_the_shapes_are_the_familys(bench):
-    found = {shape.name: shape for shape in bench.shapes()}
+def test_the_shapes_are_the_familys():
+    found = {shape.name: shape for shape in shapes()}
     assert len(found) == 17
     llama = found["Llama-13B packed"]
     assert (llama.heads, llama.width, llama.causal) == (40, 128, True)
@@ -96,27 +91,27 @@ def test_the_shapes_are_the_familys(bench):
     assert found["Q-Former self 32+8, dropout 0.1"].queries == (40,) * 16
 
 
-def row(bench, shape, contender, milliseconds=None, kind="attention", **more):
+def row(shape, contender, milliseconds=None, kind="attention", **more):
     family = "T5 bias" if "T5" in shape else "Llama"
-    made = bench.Row(kind, shape, family, contender, "forward", "measured", **more)
+    made = Row(kind, shape, family, contender, "forward", "measured", **more)
     made.milliseconds = milliseconds
     return made
 
 
-def test_verdicts(bench):
+def test_verdicts():
     rows = [
-        row(bench, "T5", "triton", 1.0, chosen=True),
-        row(bench, "T5", "sdpa", 1.2),
-        row(bench, "T5", "sdpa-efficient", 1.6),
-        row(bench, "Llama", "triton", 3.0),
-        row(bench, "Llama", "flash", 1.25, chosen=True),
-        row(bench, "Llama", "torch_varlen", 1.0),
-        row(bench, "Llama", "sdpa-efficient", 2.0),
-        row(bench, "norm", "triton", kind="elementwise", of_copy_bandwidth=0.9),
-        row(bench, "rope", "triton", kind="elementwise", of_copy_bandwidth=0.7),
-        row(bench, "rope", "compiled", kind="elementwise", of_copy_bandwidth=0.1),
+        row("T5", "triton", 1.0, chosen=True),
+        row("T5", "sdpa", 1.2),
+        row("T5", "sdpa-efficient", 1.6),
+        row("Llama", "triton", 3.0),
+        row("Llama", "flash", 1.25, chosen=True),
+        row("Llama", "torch_varlen", 1.0),
+        row("Llama", "sdpa-efficient", 2.0),
+        row("norm", "triton", kind="elementwise", of_copy_bandwidth=0.9),
+        row("rope", "triton", kind="elementwise", of_copy_bandwidth=0.7),
+        row("rope", "compiled", kind="elementwise", of_copy_bandwidth=0.1),
     ]
-    padded, best, bandwidth, choice = bench.verdicts(rows)
+    padded, best, bandwidth, choice = verdicts(rows)
     assert (padded.state, padded.figures) == ("met", {"T5, forward": 1.6})
     assert (best.state, best.figures) == ("met", {"T5, forward": 1.2})
     assert bandwidth.state == "missed"
@@ -127,16 +122,16 @@ def test_verdicts(bench):
     ]
     assert (choice.state, choice.figures) == ("missed", {"T5, forward": 1.0, "Llama, forward": 0.8})
     rows[1].milliseconds, rows[2].milliseconds = 0.9, 1.4
-    padded, best, _, _ = bench.verdicts(rows)
+    padded, best, _, _ = verdicts(rows)
     assert (padded.state, best.state) == ("missed", "missed")
-    assert [verdict.state for verdict in bench.verdicts([])] == ["not measured"] * 4
+    assert [verdict.state for verdict in verdicts([])] == ["not measured"] * 4
 
 
-def test_a_wrong_result_is_reported_and_not_timed(bench):
+def test_a_wrong_result_is_reported_and_not_timed():
     device, dtype = torch.device("cpu"), torch.bfloat16
-    run = bench.Bench(device, dtype, minutes=5)
-    problem = bench.Problem(bench.on_cpu(bench.shapes()[2]), device, dtype)
-    padded = next(each for each in bench.contenders(problem, dtype) if each.name == "sdpa-math")
+    run = Bench(device, dtype, minutes=5)
+    problem = Problem(on_cpu(shapes()[2]), device, dtype)
+    padded = next(each for each in contenders(problem, dtype) if each.name == "sdpa-math")
     right = padded.attend
     padded.attend = lambda *inputs: right(*inputs) * 1.05
     run._attention(problem, padded, margin=0)
@@ -144,9 +139,9 @@ def test_a_wrong_result_is_reported_and_not_timed(bench):
     assert "forward error 5.0e-02, and 6.0e-03 is tolerated" in run.rows[0].reason
 
 
-def test_what_fails_is_a_row_and_what_has_no_time_too(bench):
-    run = bench.Bench(torch.device("cpu"), torch.bfloat16, minutes=5)
-    shape = bench.shapes()[0]
+def test_what_fails_is_a_row_and_what_has_no_time_too():
+    run = Bench(torch.device("cpu"), torch.bfloat16, minutes=5)
+    shape = shapes()[0]
 
     def fails():
         raise RuntimeError("out of luck\nand more")
@@ -175,12 +170,12 @@ class Event:
         return later.at - self.at
 
 
-def test_the_clock_on_a_gpu_times_the_run_alone(bench, monkeypatch):
+def test_the_clock_on_a_gpu_times_the_run_alone(monkeypatch):
     asleep = []
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "_sleep", asleep.append)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    clock = bench.Clock(torch.device("cpu"), most=20)
+    clock = Clock(torch.device("cpu"), most=20)
     clock.cuda, clock.flush = True, torch.ones(4)
 
     def later(milliseconds):
@@ -191,8 +186,8 @@ def test_the_clock_on_a_gpu_times_the_run_alone(bench, monkeypatch):
     assert len(asleep) == 20 and not clock.flush.any()
 
 
-def test_words_that_no_shape_has(bench, capsys):
+def test_words_that_no_shape_has(capsys):
     with pytest.raises(SystemExit) as stopped:
-        bench.main(["--only", "mamba"])
+        bench_attention.main(["--only", "mamba"])
     assert stopped.value.code == 2
     assert "no shape's name has --only 'mamba' in it" in capsys.readouterr().err

@@ -95,15 +95,15 @@ class Quickstart:
             *("data", "prepare", dataset, "--split", split, "--raw", raw, "--out", out),
         )
 
-    def export(self, recipe: str, place: str) -> None:
+    def export(self, recipe: str, name: str) -> None:
         """A run in transformers' format; kept if it is there already."""
-        out = self.directory / place
+        out = self.directory / name
         if out.exists():
             print(f"\n{out} is there already")
             return
         self.run(
-            *(sys.executable, ROOT / "tools/export_checkpoint.py"),
-            *(self.directory / "runs" / recipe, "--to", "hf", "--out", out),
+            *("ibtrain", "export", self.directory / "runs" / recipe),
+            *("--to", "hf", "--out", out),
         )
 
     def evaluate(self, model: str, name: str, *options: str) -> dict[str, Any]:

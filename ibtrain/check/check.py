@@ -155,10 +155,10 @@ def recipe_findings(recipe: Recipe) -> Iterator[Finding]:
     yield from base_findings(recipe.model)
     yield shards_finding({entry.dataset: entry.path for entry in recipe.data.mixture})
     unpacked = "" if recipe.data.cache else ", as do unpacked shards (data.cache)"
-    fix = f"{_CHECKPOINTS}{unpacked}: free some, or name another place: output=DIR"
+    fix = f"{_CHECKPOINTS}{unpacked}: free some, or name another directory: output=DIR"
     yield writable_finding("run directory", recipe.output, "output", fix)
     if recipe.data.cache is not None:
-        fix = "shards are unpacked there: free some, or name another place: data.cache=DIR"
+        fix = "shards are unpacked there: free some, or name another directory: data.cache=DIR"
         yield writable_finding("shard cache", recipe.data.cache, "data.cache", fix)
 
 
@@ -212,7 +212,7 @@ def base_findings(section: ModelSection) -> Iterator[Finding]:
 def _base(key: str, path: Path, allow_download: bool) -> Finding:
     if facts.is_there(path):
         return Finding(key, "OK", str(path))
-    fix = f"download it there, or name another place: {key}=PATH"
+    fix = f"download it there, or name another directory: {key}=PATH"
     try:
         from ibtrain.pretrained.hub import resolve_directory
     except facts.IMPORT_ERRORS:  # of torch, which has a row of its own
@@ -229,20 +229,20 @@ def _base(key: str, path: Path, allow_download: bool) -> Finding:
     return Finding(key, "MISS", f"{path} is not there", fix)
 
 
-def shards_finding(places: Mapping[str, str]) -> Finding:
+def shards_finding(locations: Mapping[str, str]) -> Finding:
     """The shards of a mixture: dataset to directory or address."""
     try:
         from ibtrain.data.shards.remote import local_directory
     except facts.IMPORT_ERRORS as error:  # of torch
         return Finding("shards", "WARN", f"not looked at: {error}", "install torch first")
-    directories = {name: local_directory(place) for name, place in places.items()}
+    directories = {name: local_directory(location) for name, location in locations.items()}
     far = [name for name, directory in directories.items() if directory is None]
     missing = [
         name
         for name, directory in directories.items()
         if directory is not None and not facts.is_there(directory / "index.json")
     ]
-    shown = f"{len(places) - len(missing)} of {len(places)} datasets"
+    shown = f"{len(locations) - len(missing)} of {len(locations)} datasets"
     if far:
         shown += f", {len(far)} of them in an object store, which was not asked"
     if not missing:
@@ -250,7 +250,7 @@ def shards_finding(places: Mapping[str, str]) -> Finding:
     first = missing[0]
     fix = (
         f"ibtrain data prepare {first} --raw DIR --out {directories[first]}"
-        f"{', and so on' if missing[1:] else ''}; or name another place: root=DIR"
+        f"{', and so on' if missing[1:] else ''}; or name another directory: root=DIR"
     )
     return Finding("shards", "MISS", f"{shown}; no shards of {', '.join(missing)}", fix)
 
@@ -266,7 +266,7 @@ def writable_finding(name: str, path: Path, key: str, remedy: str) -> Finding:
     above = facts.existing(path)
     if not above.is_dir() or not os.access(above, os.W_OK):
         found = f"{path} cannot be made: {above} is no directory that may be written to"
-        return Finding(name, "MISS", found, f"name another place: {key}=DIR")
+        return Finding(name, "MISS", found, f"name another directory: {key}=DIR")
     return verdicts.disk(name, path, facts.free_bytes(above), remedy)
 
 

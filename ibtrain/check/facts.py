@@ -1,7 +1,7 @@
 """What a machine has, read without judging it: packages, GPUs, tools, memory and limits.
 
 Nothing here raises, waits long, opens a CUDA context or touches the network; what cannot be read
-is None or empty. Places to read are arguments, so that they can be pointed elsewhere.
+is None or empty. Paths to read are arguments, so that they can be pointed elsewhere.
 """
 
 import importlib
@@ -221,33 +221,33 @@ def _number(file: Path) -> list[int]:
     return [int(text)] if text.isdigit() else []
 
 
-def free_bytes(place: Path) -> int | None:
-    """Bytes that may still be written at a place."""
+def free_bytes(path: Path) -> int | None:
+    """Bytes that may still be written at a path."""
     try:
-        return shutil.disk_usage(place).free
+        return shutil.disk_usage(path).free
     except OSError:
         return None
 
 
-def total_bytes(place: Path) -> int | None:
-    """The size of the file system at a place."""
+def total_bytes(path: Path) -> int | None:
+    """The size of the file system at a path."""
     try:
-        return shutil.disk_usage(place).total
+        return shutil.disk_usage(path).total
     except OSError:
         return None
 
 
-def is_there(place: Path) -> bool:
+def is_there(path: Path) -> bool:
     """Whether there is a file or a directory, as far as one may look."""
     try:
-        return place.exists()
+        return path.exists()
     except OSError:
         return False
 
 
-def existing(place: Path) -> Path:
-    """The place, or the nearest directory above it that is there."""
-    absolute = place.absolute()
+def existing(path: Path) -> Path:
+    """The path, or the nearest directory above it that is there."""
+    absolute = path.absolute()
     above = (one for one in (absolute, *absolute.parents) if is_there(one))
     return next(above, Path(absolute.anchor))
 

@@ -290,22 +290,22 @@ def host_memory(total_and_available: tuple[int, int] | None, limit: int | None) 
     return Finding("host memory", "WARN", shown, why)
 
 
-def disk(name: str, place: Path, free: int | None, remedy: str) -> Finding:
-    """Space at a place that is written to."""
+def disk(name: str, path: Path, free: int | None, remedy: str) -> Finding:
+    """Space on the disk of a directory that is written to."""
     if free is None:
-        return Finding(name, "WARN", f"{place}: its free space cannot be read", remedy)
-    shown = f"{gib(free)} free at {place}"
+        return Finding(name, "WARN", f"{path}: its free space cannot be read", remedy)
+    shown = f"{gib(free)} free at {path}"
     if free >= LEAST_DISK:
         return Finding(name, "OK", shown)
     return Finding(name, "WARN", shown, remedy)
 
 
-def hub_cache(place: Path, writable: bool) -> Finding:
+def hub_cache(path: Path, writable: bool) -> Finding:
     """Where models that are named by owner/name lie."""
     if writable:
-        return Finding("hub cache", "OK", str(place))
+        return Finding("hub cache", "OK", str(path))
     why = "models cannot be downloaded there: export HF_HOME=a directory with space"
-    return Finding("hub cache", "WARN", f"{place} cannot be written", why)
+    return Finding("hub cache", "WARN", f"{path} cannot be written", why)
 
 
 def gib(size: int) -> str:

@@ -141,14 +141,19 @@ def _prepare(parsed: argparse.Namespace) -> int:
         keep_original=parsed.keep_original,
         frames=parsed.frames,
     )
-    dropped = ", ".join(f"{count:,} {reason}" for reason, count in report.dropped.items())
+    dropped = ", ".join(f"{count:,} {reason}" for reason, count in report.dropped.items()) or "none"
+    bad = f"{report.quarantined:,} quarantined"
+    if report.first_bad:
+        bad += f" (the first is {report.first_bad}; all are in {parsed.out / 'quarantine.jsonl'})"
+    if report.renamed:
+        dropped += f"; {report.renamed:,} renamed, as their id came before with other content"
     document = asdict(report) | {
         "dropped": sum(report.dropped.values()),
         "dropped_by_reason": report.dropped,
     }
     text = (
         f"{report.dataset}: {report.written:,} records in {report.shards} shards at {parsed.out}; "
-        f"dropped {dropped or 'none'}; {report.quarantined:,} quarantined"
+        f"dropped {dropped}; {bad}"
     )
     if not report.complete:
         text = (

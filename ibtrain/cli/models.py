@@ -1,12 +1,13 @@
 """`ibtrain ask`, `rank`, `evaluate`, `compare` and `export`."""
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import Any
 
 from ibtrain.cli.saying import SUCCESS, rank, say, verb_of
-from ibtrain.defaults import ASK_BEAMS, ASK_NEW_TOKENS, ASK_REPETITION_PENALTY
+from ibtrain.defaults import ASK_BEAMS, ASK_NEW_TOKENS, ASK_REPETITION_PENALTY, SHARD_GIGABYTES
 
 
 def add_ask(verbs: Any) -> None:
@@ -235,7 +236,7 @@ def _compare(parsed: argparse.Namespace) -> int:
 def add_export(verbs: Any) -> None:
     """Adds the verb `export`."""
     verb = verb_of(verbs, "export", _export, "write a run in a format that other programs load")
-    verb.add_argument("model", type=Path, metavar="RUN_OR_STEP")
+    verb.add_argument("model", type=Path, metavar="MODEL", help="a run, a step, an export, a base")
     verb.add_argument("--to", choices=["hf", "peft", "lavis"], required=True)
     verb.add_argument("--out", type=Path, required=True, metavar="DIR")
     verb.add_argument(
@@ -244,17 +245,27 @@ def add_export(verbs: Any) -> None:
     verb.add_argument(
         "--whole", action="store_true", help="lavis: every weight, not only what was trained"
     )
+    verb.add_argument(
+        "--shard-gigabytes",
+        type=float,
+        default=SHARD_GIGABYTES,
+        metavar="N",
+        help="hf: the largest file (default %(default)s)",
+    )
 
 
 def _export(parsed: argparse.Namespace) -> int:
     from ibtrain.export import export
 
+    if not 0 < parsed.shard_gigabytes < math.inf:
+        raise ValueError(f"--shard-gigabytes is {parsed.shard_gigabytes}; give one above 0")
     report = export(
         parsed.model,
         parsed.out,
         parsed.to,
         keep_adapter=parsed.keep_adapter,
         whole=parsed.whole,
+        shard_bytes=int(parsed.shard_gigabytes * 1e9),
     )
     document = {"directory": str(report.directory), "proof": report.proof}
     return say(parsed, document, report.sentence())

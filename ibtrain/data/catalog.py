@@ -19,8 +19,9 @@ every key explained, its templates and its annotations. The keys:
                     JSON, JSON Lines or CSV, `conversation` reads LLaVA's form; a shipped dataset's
                     reader reads that dataset's layout
     reader_options  which keys or columns the reader takes, where they are called otherwise:
-                    {image: file, question: query, answer: label, id: key}; {generate: question}
-                    asks for the question to an answer
+                    {image: file, question: query, answer: label, id: key}, for conversations
+                    also video and conversations; {generate: question} asks for the question to an
+                    answer
     splits          for each split `files` (alternatives, each a list of files that belong
                     together), `size` (published, optional), `labelled` (false: no answers) and
                     `sha256` ({file: hash}, optional: evaluation warns where another was read);
@@ -146,7 +147,7 @@ class DatasetEntry(_Part):
         return evaluation
 
     @property
-    def place(self) -> str:
+    def origin(self) -> str:
         """Where it is described, for messages: its file, or its name."""
         return self._file or self.name
 
@@ -239,8 +240,8 @@ def yaml_nodes(path: Path, what: str) -> yaml.Node | None:
         raise ValueError(f"{path}: not readable as YAML: {str(error)[:300]}") from error
 
 
-def check_entry(content: dict[str, Any], place: str) -> DatasetEntry:
-    """An entry of plain values; ValueError naming `place` and every key that is wrong."""
+def check_entry(content: dict[str, Any], origin: str) -> DatasetEntry:
+    """An entry of plain values; ValueError naming `origin` and every key that is wrong."""
     try:
         return DatasetEntry.model_validate(content)
     except ValidationError as error:
@@ -253,7 +254,7 @@ def check_entry(content: dict[str, Any], place: str) -> DatasetEntry:
                 near = get_close_matches(key, known, n=1)
                 text = f"unknown key{f'; did you mean {near[0]!r}?' if near else ''}"
             lines.append(f"{key}: {text}" if key else text)
-        raise ValueError(f"{place}: " + "; ".join(lines)) from error
+        raise ValueError(f"{origin}: " + "; ".join(lines)) from error
 
 
 @cache
@@ -262,11 +263,11 @@ def _shipped() -> dict[str, DatasetEntry]:
     entries = [load_entry(path) for path in DATASETS.glob("*.yaml")]
     roles: tuple[str, ...] = get_args(Role)
 
-    def place(entry: DatasetEntry) -> tuple[int, int, str]:
+    def table_position(entry: DatasetEntry) -> tuple[int, int, str]:
         task = TASKS.index(entry.task) if entry.task in TASKS else len(TASKS)
         return roles.index(entry.role), task, entry.name
 
-    return {entry.name: entry for entry in sorted(entries, key=place)}
+    return {entry.name: entry for entry in sorted(entries, key=table_position)}
 
 
 def entries() -> tuple[DatasetEntry, ...]:

@@ -55,7 +55,7 @@ def open_header(data: bytes) -> Image.Image:
     """
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except UnidentifiedImageError as error:  # whose own words name a place in memory
+    except UnidentifiedImageError as error:  # whose own words name an address in memory
         raise ValueError(f"it is none of {', '.join(FORMATS)}") from error
     if image.width * image.height > MAXIMUM_PIXELS:
         raise ValueError(

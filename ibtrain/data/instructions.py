@@ -96,7 +96,7 @@ def _texts(path: Path, key: str, node: yaml.Node) -> list[tuple[str, int]]:
     return texts
 
 
-def _check_slots(text: str, slots: tuple[str, ...], place: str) -> None:
+def _check_slots(text: str, slots: tuple[str, ...], origin: str) -> None:
     try:
         fields = [
             (name, spec, conversion)
@@ -104,17 +104,17 @@ def _check_slots(text: str, slots: tuple[str, ...], place: str) -> None:
             if name is not None
         ]
     except ValueError as error:
-        raise ValueError(f"{place}: {text!r}: {error}; write a literal brace twice") from error
+        raise ValueError(f"{origin}: {text!r}: {error}; write a literal brace twice") from error
     names = [name for name, _, _ in fields]
     for name, spec, conversion in fields:
         if name not in slots:
-            raise ValueError(f"{place}: unknown slot {name!r} in {text!r}; known are {slots}")
+            raise ValueError(f"{origin}: unknown slot {name!r} in {text!r}; known are {slots}")
         if spec or conversion:
-            raise ValueError(f"{place}: slot {name!r} in {text!r} may not carry a format")
+            raise ValueError(f"{origin}: slot {name!r} in {text!r} may not carry a format")
     for slot in slots:
         if names.count(slot) != 1:
             raise ValueError(
-                f"{place}: slot {slot!r} must stand once in {text!r}, found {names.count(slot)}"
+                f"{origin}: slot {slot!r} must stand once in {text!r}, found {names.count(slot)}"
             )
 
 
@@ -146,10 +146,10 @@ def templates_by_form(entry: DatasetEntry) -> dict[str, TemplateFile]:
     for name in entry.templates:
         file = templates(name)
         if file.form in found:
-            raise ValueError(f"{entry.place}: templates: two files are for the form {file.form!r}")
+            raise ValueError(f"{entry.origin}: templates: two files are for the form {file.form!r}")
         if file.form not in entry.prompts:
             raise ValueError(
-                f"{entry.place}: prompts: no prompt for the form {file.form!r} of the templates "
+                f"{entry.origin}: prompts: no prompt for the form {file.form!r} of the templates "
                 f"{name}; add the one that evaluation uses"
             )
         found[file.form] = file
@@ -158,12 +158,12 @@ def templates_by_form(entry: DatasetEntry) -> dict[str, TemplateFile]:
             for slot in prompt_slots(prompt):
                 if slot not in found[form].slots:
                     raise ValueError(
-                        f"{entry.place}: prompts.{form}: unknown slot {slot!r}; its templates have "
-                        f"{', '.join(found[form].slots) or 'none'}"
+                        f"{entry.origin}: prompts.{form}: unknown slot {slot!r}; its templates "
+                        f"have {', '.join(found[form].slots) or 'none'}"
                     )
         elif entry.role == "held_in":
             raise ValueError(
-                f"{entry.place}: templates: none for the form {form!r}, which prompts name; a "
+                f"{entry.origin}: templates: none for the form {form!r}, which prompts name; a "
                 "dataset that is trained on needs instructions for each form"
             )
     return found
@@ -238,7 +238,7 @@ def _prompt(example: Example, entry: DatasetEntry) -> str:
     prompt = entry.prompts.get(example.form)
     if prompt is None:
         raise ValueError(
-            f"{entry.place}: prompts: none for the form {example.form!r}, which its reader "
+            f"{entry.origin}: prompts: none for the form {example.form!r}, which its reader "
             f"{entry.reader!r} gives; add the one that evaluation uses"
         )
     return prompt

@@ -53,7 +53,7 @@ def check_out(out: Path) -> None:
         )
     files = [parent for parent in out.parents if parent.is_file()]
     if files:
-        raise ValueError(f"{out} cannot be made, for {files[0]} is a file; give another place")
+        raise ValueError(f"{out} cannot be made, for {files[0]} is a file; give another directory")
 
 
 # How the tokenizers library and torch's archives tell that the file system has refused.
@@ -61,11 +61,11 @@ _OF_THE_DISK = ("os error", "inline_container")
 
 
 @contextmanager
-def failures_of_the_disk(place: Path) -> Iterator[None]:
+def failures_of_the_disk(path: Path) -> Iterator[None]:
     """Around what writes through a library that does not raise OSError at a full disk.
 
     Raises:
-        OSError: naming `place`.
+        OSError: naming `path`.
     """
     try:
         yield
@@ -73,7 +73,7 @@ def failures_of_the_disk(place: Path) -> Iterator[None]:
         if not any(sign in str(error) for sign in _OF_THE_DISK):
             raise
         first = str(error).strip().partition("\n")[0]
-        raise OSError(f"{place} cannot be written ({first}); is the disk full?") from error
+        raise OSError(f"{path} cannot be written ({first}); is the disk full?") from error
 
 
 @contextmanager

@@ -77,7 +77,7 @@ def write_torch_file(
 ) -> dict[str, int]:
     """Writes a state dict under "model" as torch.save does, holding one tensor at a time.
 
-    torch writes the file with room for the values, which then go to their places.
+    torch writes the file with room for the values, which are then written into it.
 
     Args:
         tensors: gives names and tensors, the same at each call; it is called twice.

@@ -14,9 +14,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ibtrain.defaults import SHARD_GIGABYTES
 from ibtrain.pretrained.tensors import INDEX_NAME, SINGLE_NAME
 
-SHARD_BYTES = 5 * 10**9
+SHARD_BYTES = int(SHARD_GIGABYTES * 1e9)
 
 
 @dataclass(frozen=True)

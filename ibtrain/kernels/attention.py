@@ -70,7 +70,7 @@ def varlen_attention(
             are not looked at: reading them would wait for it.
     """
     _check_rows(query_THK, key_SGK, value_SGK)
-    _check_places(cu_query, cu_key)
+    _check_bounds(cu_query, cu_key)
     _check_devices(
         query=query_THK,
         key=key_SGK,
@@ -96,8 +96,8 @@ def varlen_attention(
         dropout=dropout_p > 0,
     )
     scale = query_THK.shape[-1] ** -0.5 if scale is None else scale
-    places = (cu_query.to(torch.int32), cu_key.to(torch.int32))
-    packed = Packed(query_THK, key_SGK, value_SGK, *places, max_query, max_key)
+    bounds = (cu_query.to(torch.int32), cu_key.to(torch.int32))
+    packed = Packed(query_THK, key_SGK, value_SGK, *bounds, max_query, max_key)
     match choose(kind).backend:
         case Backend.TRITON:
             return _triton(packed, causal, scale, rel_bias, dropout_p, seed)
@@ -156,7 +156,7 @@ def _check_rows(query_THK: Tensor, key_SGK: Tensor, value_SGK: Tensor) -> None:
         raise ValueError(f"attention of {query_THK.dtype}: it must be a floating-point type")
 
 
-def _check_places(cu_query: Tensor, cu_key: Tensor) -> None:
+def _check_bounds(cu_query: Tensor, cu_key: Tensor) -> None:
     for name, cumulative in (("cu_query", cu_query), ("cu_key", cu_key)):
         whole = cumulative.dtype in (torch.int32, torch.int64)
         if cumulative.dim() != 1 or cumulative.numel() == 0 or not whole:

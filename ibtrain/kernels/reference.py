@@ -60,7 +60,7 @@ def varlen_attention_reference(
 def kept_weights(
     seed: int, shape: tuple[int, int, int], first_row: int, dropout_p: float
 ) -> Tensor:
-    """Which attention weights [H, q, k] dropout keeps: a function of the seed and the place alone.
+    """Which attention weights [H, q, k] dropout keeps: a function of seed and position alone.
 
     The weight of head h, packed row t = first_row + i and key j is kept where the upper 31 bits of
     word j % 4 of Philox(counter (j // 4, t, h, 0), key seed) are at least dropout_p * 2^31.

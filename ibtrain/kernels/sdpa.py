@@ -36,7 +36,7 @@ def padded_attention(
 
 
 def _bias_by_distance(rel_bias: Tensor, max_query: int, max_key: int) -> Tensor:
-    """The table [H, 2R+1] laid out for every pair of places [H, q, k]."""
+    """The table [H, 2R+1] laid out for every pair of positions [H, q, k]."""
     reach = rel_bias.shape[1] // 2
     row = torch.arange(max_query, device=rel_bias.device)
     column = torch.arange(max_key, device=rel_bias.device)
@@ -102,7 +102,7 @@ def _padded(
 
 
 def _slots(cumulative: Tensor, longest: int, rows: int) -> Tensor:
-    """For each packed row [T], its place in a padded block of B * longest rows."""
+    """For each packed row [T], its row in a padded block of B * longest rows."""
     lengths_B = cumulative.diff().long()
     index_B = torch.arange(lengths_B.numel(), device=cumulative.device)
     sequence_T = torch.repeat_interleave(index_B, lengths_B, output_size=rows)

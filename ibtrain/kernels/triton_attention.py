@@ -25,14 +25,14 @@ where time does not count."""
 
 
 @triton.jit
-def bias_places(
+def bias_addresses(
     bias: tl.tensor,
     rows: tl.tensor,
     columns: tl.tensor,
     head: tl.tensor,
     reach: tl.tensor,
 ) -> tl.tensor:
-    """The places in the table of [H, 2R+1] that hold the bias of each pair."""
+    """The addresses in the table of [H, 2R+1] that hold the bias of each pair."""
     distance = columns[None, :] - rows[:, None]
     return bias + head * (2 * reach + 1) + tl.minimum(tl.maximum(distance, -reach), reach) + reach
 
@@ -50,11 +50,11 @@ def read_bias(
     Read in assembly: Triton would copy every value asynchronously through shared memory, 4 bytes at
     a time, for several blocks ahead (over 130 KB, and 400 bytes of spilled registers).
     """
-    places = bias_places(bias, rows, columns, head, reach)
+    addresses = bias_addresses(bias, rows, columns, head, reach)
     if INTERPRETED:
-        return tl.load(places)
+        return tl.load(addresses)
     return tl.inline_asm_elementwise(
-        "ld.global.nc.f32 $0, [$1];", "=f,l", [places], dtype=tl.float32, is_pure=True, pack=1
+        "ld.global.nc.f32 $0, [$1];", "=f,l", [addresses], dtype=tl.float32, is_pure=True, pack=1
     )
 
 
@@ -93,14 +93,14 @@ def load_rows(
 ) -> tl.tensor:
     """[rows, K] of a packed tensor; zeros beyond the head width and, unless WHOLE, the length."""
     channels = tl.arange(0, K)
-    places = base + rows[:, None] * stride + channels[None, :]
+    cells = base + rows[:, None] * stride + channels[None, :]
     if WHOLE and WIDTH == K:
-        return tl.load(places)
+        return tl.load(cells)
     if WHOLE:
-        return tl.load(places, mask=channels[None, :] < WIDTH, other=0.0)
+        return tl.load(cells, mask=channels[None, :] < WIDTH, other=0.0)
     if WIDTH == K:
-        return tl.load(places, mask=rows[:, None] < length, other=0.0)
-    return tl.load(places, mask=(rows[:, None] < length) & (channels[None, :] < WIDTH), other=0.0)
+        return tl.load(cells, mask=rows[:, None] < length, other=0.0)
+    return tl.load(cells, mask=(rows[:, None] < length) & (channels[None, :] < WIDTH), other=0.0)
 
 
 @triton.jit
@@ -225,7 +225,7 @@ def attention_forward(
     key: tl.tensor,
     value: tl.tensor,
     bias: tl.tensor,
-    seed_place: tl.tensor,
+    seed_address: tl.tensor,
     cu_query: tl.tensor,
     cu_key: tl.tensor,
     out: tl.tensor,
@@ -262,7 +262,7 @@ def attention_forward(
         return
     seed = 0
     if DROPOUT:
-        seed = tl.load(seed_place)
+        seed = tl.load(seed_address)
     query += query_begin.to(tl.int64) * query_stride + head * WIDTH
     key += key_begin.to(tl.int64) * key_stride + (head // group) * WIDTH
     value += key_begin.to(tl.int64) * value_stride + (head // group) * WIDTH

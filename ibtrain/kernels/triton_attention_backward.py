@@ -11,7 +11,7 @@ import triton.language as tl
 
 from ibtrain.kernels.triton_attention import (
     LOG2_E,
-    bias_places,
+    bias_addresses,
     draw_kept,
     is_visible,
     key_range,
@@ -61,7 +61,7 @@ def attention_backward_key(
     key: tl.tensor,
     value: tl.tensor,
     bias: tl.tensor,
-    seed_place: tl.tensor,
+    seed_address: tl.tensor,
     cu_query: tl.tensor,
     cu_key: tl.tensor,
     gradient: tl.tensor,
@@ -105,7 +105,7 @@ def attention_backward_key(
         return
     seed = 0
     if DROPOUT:
-        seed = tl.load(seed_place)
+        seed = tl.load(seed_address)
     columns = first_column + tl.arange(0, N)
     key += key_begin.to(tl.int64) * key_stride + key_head * WIDTH
     value += key_begin.to(tl.int64) * value_stride + key_head * WIDTH
@@ -149,12 +149,12 @@ def attention_backward_key(
         taken_off = tl.load(delta + numbers + rows, mask=inside, other=0.0)
         score_gradient_NM = weights_NM * (weight_gradient_NM - taken_off[None, :])
         key_sum += dot(score_gradient_NM, query_MK)
-    places = key_begin.to(tl.int64) * key_gradient_stride + head * WIDTH
+    offsets = key_begin.to(tl.int64) * key_gradient_stride + head * WIDTH
     store_rows(
-        key_gradient + places, key_gradient_stride, columns, key_length, key_sum * scale, WIDTH, K
+        key_gradient + offsets, key_gradient_stride, columns, key_length, key_sum * scale, WIDTH, K
     )
     store_rows(
-        value_gradient + places, key_gradient_stride, columns, key_length, value_sum, WIDTH, K
+        value_gradient + offsets, key_gradient_stride, columns, key_length, value_sum, WIDTH, K
     )
 
 
@@ -216,7 +216,7 @@ def _backward_query_step(
     if BIAS_GRADIENT:
         inside = (rows[:, None] < query_length) & (columns[None, :] < key_length)
         tl.atomic_add(
-            bias_places(bias_gradient, rows, columns, head, reach),
+            bias_addresses(bias_gradient, rows, columns, head, reach),
             score_gradient_MN,
             mask=inside,
             sem="relaxed",
@@ -231,7 +231,7 @@ def attention_backward_query(
     key: tl.tensor,
     value: tl.tensor,
     bias: tl.tensor,
-    seed_place: tl.tensor,
+    seed_address: tl.tensor,
     cu_query: tl.tensor,
     cu_key: tl.tensor,
     gradient: tl.tensor,
@@ -277,7 +277,7 @@ def attention_backward_query(
         return
     seed = 0
     if DROPOUT:
-        seed = tl.load(seed_place)
+        seed = tl.load(seed_address)
     query += query_begin.to(tl.int64) * query_stride + head * WIDTH
     gradient += query_begin.to(tl.int64) * gradient_stride + head * WIDTH
     key += key_begin.to(tl.int64) * key_stride + (head // group) * WIDTH

@@ -75,7 +75,7 @@ def _dispatched_forms() -> list[Form]:
 _RUN_TIME_TYPES = {
     **dict.fromkeys(("bias", "log_totals", "delta", "bias_gradient"), "*fp32"),
     **dict.fromkeys(("cu_query", "cu_key"), "*i32"),
-    "seed_place": "*i64",
+    "seed_address": "*i64",
     **dict.fromkeys(("packed_rows", "group", "reach", "threshold"), "i32"),
     **dict.fromkeys(("scale", "kept_scale"), "fp32"),
 }
@@ -102,7 +102,7 @@ def _variant(form: Form, kernel_name: str, blocks: Blocks, extra: dict[str, Any]
     values = constants(form, blocks) | extra
     absent = [
         *(() if form.bias else ("bias",)),
-        *(() if form.dropout else ("seed_place",)),
+        *(() if form.dropout else ("seed_address",)),
         *(() if extra.get("BIAS_GRADIENT") else ("bias_gradient",)),
     ]
     values |= {name: None for name in absent if name in kernel.arg_names}

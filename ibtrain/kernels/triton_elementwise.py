@@ -156,7 +156,7 @@ def rope_kernel(
     sin_stride: tl.tensor,
     heads: tl.tensor,
     key_heads: tl.tensor,
-    PLACED: tl.constexpr,
+    WITH_POSITIONS: tl.constexpr,
     BACKWARD: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
@@ -164,13 +164,13 @@ def rope_kernel(
 ) -> None:
     """Axis 0 is the row; axis 1 the blocks of query heads, then those of key heads.
 
-    With PLACED row t stands at positions[t], otherwise at t.
+    With WITH_POSITIONS row t stands at positions[t], otherwise at t.
     """
     row = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1)
     query_blocks = tl.cdiv(heads, BLOCK_HEADS)
     position = row
-    if PLACED:
+    if WITH_POSITIONS:
         position = tl.load(positions + row).to(tl.int64)
     half = tl.arange(0, BLOCK_HALF)
     inside = half < WIDTH // 2
@@ -409,15 +409,15 @@ def _rope_variants(dtype: str) -> list[Variant]:
     return [
         _variant(
             f"rope {'backward' if backward else 'forward'} {dtype} K{_VARIANT_HEAD_WIDTH}"
-            f"{' at positions' if placed else ''}",
+            f"{' at positions' if with_positions else ''}",
             rope_kernel,
             dict.fromkeys(rotated, dtype)
-            | {"positions": "i64" if placed else dtype}
+            | {"positions": "i64" if with_positions else dtype}
             | dict.fromkeys(("query_out", "key_out"), dtype),
             (*strides, "cos_stride", "sin_stride", "heads", "key_heads"),
-            {"PLACED": placed, "BACKWARD": backward, **constants},
+            {"WITH_POSITIONS": with_positions, "BACKWARD": backward, **constants},
             options,
             unaligned=("heads", "key_heads"),
         )
-        for placed, backward in product((False, True), repeat=2)
+        for with_positions, backward in product((False, True), repeat=2)
     ]

@@ -183,16 +183,16 @@ def rope_op(
     )
     query_out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     key_out = torch.empty(key.shape, dtype=key.dtype, device=key.device)
-    places = query if positions is None else positions.contiguous()
+    row_positions = query if positions is None else positions.contiguous()
     constants, options = rope_options(width)
     blocks = sum(triton.cdiv(count, constants["BLOCK_HEADS"]) for count in (heads, key_heads))
     if rows and blocks:
         with torch.cuda.device_of(query):
             rope_kernel[(rows, blocks)](
-                *(query, key, cos, sin, places, query_out, key_out),
+                *(query, key, cos, sin, row_positions, query_out, key_out),
                 *(*query.stride()[:2], *key.stride()[:2], cos.stride(0), sin.stride(0)),
                 *(heads, key_heads),
-                PLACED=positions is not None,
+                WITH_POSITIONS=positions is not None,
                 BACKWARD=backward,
                 **constants,
                 **options,

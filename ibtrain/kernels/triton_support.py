@@ -1,4 +1,4 @@
-"""Where Triton's kernels run: the one place that asks whether it is installed, and for what."""
+"""Where Triton's kernels run: the one module that asks whether it is installed, and for what."""
 
 import torch
 

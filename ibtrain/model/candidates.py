@@ -91,7 +91,7 @@ class _LlamaPrompt:
             use_cache=True,
         )
         if length:
-            self.cache.crop(length)
+            self.cache.crop(-rows)  # which every release reads as: remove so many
         else:
             self.cache = DynamicCache()
         hidden_BND: Tensor = out.last_hidden_state

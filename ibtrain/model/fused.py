@@ -1,6 +1,6 @@
-"""Modules of ours in the place of transformers', over the same parameters: the fused kernels.
+"""Modules of ours instead of transformers', over the same parameters: the fused kernels.
 
-Norms, gated feed-forwards and a Llama's layers and attentions are put in their place one by one
+Norms, gated feed-forwards and a Llama's layers and attentions are exchanged for them one by one
 (`use_kernels`); transformers itself stays as it is, names of parameters too. Away from a packed row
 (generation, with its cache) an attention does what the one before it did. Where no kernel runs, as
 on a CPU, every operation is the plain one, bit for bit.
@@ -32,19 +32,19 @@ ACTIVATIONS = {
 
 
 def use_kernels(language_model: PreTrainedModel) -> None:
-    """Puts the modules below in the place of the ones they do the work of, in place."""
+    """Exchanges modules for the ones below that do their work, in the model itself."""
     config = language_model.config
     llama = config.model_type == "llama"
     activation = ACTIVATIONS.get(config.hidden_act if llama else config.dense_act_fn)
     # Inner ones first: a layer takes the modules over that it finds.
     for module in reversed(list(language_model.modules())):
         for name, child in list(module.named_children()):
-            ours = _in_place_of(child, activation)
+            ours = _fused_module(child, activation)
             if ours is not None:
                 setattr(module, name, ours)
 
 
-def _in_place_of(module: nn.Module, activation: Activation | None) -> nn.Module | None:
+def _fused_module(module: nn.Module, activation: Activation | None) -> nn.Module | None:
     # Exactly these: a subclass may do something else.
     if type(module) in (LlamaRMSNorm, T5LayerNorm):
         return RMSNorm(module)
@@ -66,7 +66,7 @@ def _take_over(ours: nn.Module, plain: nn.Module) -> None:
 
 
 class RMSNorm(nn.Module):
-    """In the place of a Llama's or T5's norm."""
+    """Computes what a Llama's or T5's norm does, fused."""
 
     weight: nn.Parameter
     variance_epsilon: float
@@ -93,7 +93,7 @@ def add_and_norm(norm: nn.Module, hidden: Tensor, residual: Tensor) -> tuple[Ten
 
 
 class LlamaFeedForward(LlamaMLP):  # type: ignore[misc]
-    """In the place of a Llama's feed-forward."""
+    """Computes what a Llama's feed-forward does, fused."""
 
     def __init__(self, plain: LlamaMLP, activation: Activation) -> None:
         _take_over(self, plain)
@@ -107,7 +107,7 @@ class LlamaFeedForward(LlamaMLP):  # type: ignore[misc]
 
 
 class T5FeedForward(T5DenseGatedActDense):  # type: ignore[misc]
-    """In the place of a T5's gated feed-forward."""
+    """Computes what a T5's gated feed-forward does, fused."""
 
     def __init__(self, plain: T5DenseGatedActDense, activation: Activation) -> None:
         _take_over(self, plain)
@@ -121,7 +121,7 @@ class T5FeedForward(T5DenseGatedActDense):  # type: ignore[misc]
 
 
 class PackedLlamaAttention(LlamaAttention):  # type: ignore[misc]
-    """In the place of a Llama's attention: packed rows are turned and attended where they lie."""
+    """A Llama's attention: packed rows are turned and attended where they lie."""
 
     def __init__(self, plain: LlamaAttention) -> None:
         _take_over(self, plain)
@@ -163,7 +163,7 @@ class PackedLlamaAttention(LlamaAttention):  # type: ignore[misc]
 
 
 class LlamaLayer(LlamaDecoderLayer):  # type: ignore[misc]
-    """In the place of a Llama's layer: the residual sum between its halves is the norm's."""
+    """Computes what a Llama's layer does: the residual sum between its halves is the norm's."""
 
     def __init__(self, plain: LlamaDecoderLayer) -> None:
         _take_over(self, plain)

@@ -1,6 +1,6 @@
 """Low-rank adapters of the language model, through peft.
 
-peft puts a layer of its own in the place of each adapted linear layer, which shows in parameter
+peft puts a layer of its own instead of each adapted linear layer, which shows in parameter
 names (`q_proj.base_layer.weight`, `q_proj.lora_A.default.weight`). Everywhere outside the model a
 weight keeps the name that it has without adapters, and an adapter's weight is named as peft saves
 it (`q_proj.lora_A.weight`): `stored_name` takes the one to the other.

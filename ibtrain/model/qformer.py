@@ -28,7 +28,7 @@ from ibtrain.kernels import varlen_attention
 class RowLayout:
     """Where the rows of each image lie.
 
-    `interleave_R[j]` is the queries-first row that stands at place j when every image's queries are
+    `interleave_R[j]` is the queries-first row that stands at row j when every image's queries are
     followed by its instruction; `restore_R` is its inverse. `text_positions_L` counts within each
     instruction. `query_rows` is I*Q.
     """
@@ -52,11 +52,11 @@ class RowLayout:
         lengths_I = cu_text_I1.diff().long()
         image_L = torch.repeat_interleave(steps_I1[:-1], lengths_I, output_size=text_rows)
         token_L = torch.arange(image_L.numel(), device=device)
-        # Place of instruction token l: after the queries of its own image and of those before.
-        place_of_text_L = token_L + (image_L + 1) * queries
+        # Row of instruction token l: after the queries of its own image and of those before.
+        row_of_text_L = token_L + (image_L + 1) * queries
         query_index = torch.arange(images * queries, device=device)
-        place_of_query = query_index + cu_text_I1.long()[query_index // queries]
-        restore_R = torch.cat([place_of_query, place_of_text_L])
+        row_of_query = query_index + cu_text_I1.long()[query_index // queries]
+        restore_R = torch.cat([row_of_query, row_of_text_L])
         return cls(
             interleave_R=torch.argsort(restore_R),
             restore_R=restore_R,

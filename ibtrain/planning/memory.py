@@ -184,7 +184,7 @@ class Sharding:
         return each * (counts.trained + share)
 
     def _uses_bf16_optimizer(self, counts: Counts) -> bool:
-        """Whether DeepSpeed takes its bf16 optimizer in place of its ZeRO-1."""
+        """Whether DeepSpeed takes its bf16 optimizer instead of its ZeRO-1."""
         mixed = self.accumulates_single and counts.bytes_each < _SINGLE
         return self.stage == 1 and mixed and not self.optimizer_on_host
 

@@ -35,7 +35,7 @@ RECOMPUTED_SECONDS = 4.5e-4
 ms more for 256 calls and 352 operators at 7B, 176 for 320 and 440 at 13B (the report)."""
 HOOK_SECONDS = 7e-4
 """What DeepSpeed 0.19.8 needs on the host, under ZeRO-3, around each pass of a module that has
-parameters: 1,398 ms a micro-batch of a 7B in place of 351, over 1,409 passes (the report)."""
+parameters: 1,398 ms a micro-batch of a 7B instead of 351, over 1,409 passes (the report)."""
 _UPDATE_BYTES = 30
 """Read and written by AdamW for each trained parameter: gradient, weight and both moments in fp32,
 then the weight in bf16."""

@@ -64,7 +64,7 @@ def config_or_published(section: ModelSection) -> tuple[InstructBlipConfig, str]
     try:
         return base_config(section), "the base's own configuration"
     except (ValueError, OSError) as error:
-        missing = [path for path in _places_of_config(section) if not path.exists()]
+        missing = [path for path in _config_directories(section) if not path.exists()]
         name = published_name(section)
         if not missing:
             raise
@@ -76,11 +76,11 @@ def config_or_published(section: ModelSection) -> tuple[InstructBlipConfig, str]
     return published_config(name), f"{name} as published, for {missing[0]} is not on this disk"
 
 
-def _places_of_config(section: ModelSection) -> list[Path]:
+def _config_directories(section: ModelSection) -> list[Path]:
     """Where `base_config` reads."""
     parts = section.parts
-    places = [section.base] if parts is None else [parts.language or parts.stage2, parts.bert]
-    return [place for place in places if place is not None]
+    directories = [section.base] if parts is None else [parts.language or parts.stage2, parts.bert]
+    return [directory for directory in directories if directory is not None]
 
 
 def base_sources(

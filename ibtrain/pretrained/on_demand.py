@@ -70,7 +70,7 @@ class _Weights:
 
     def drop(self, module: nn.Module, *_: Any) -> None:
         for leaf in self._leaves:
-            # One value in the place of all: without storage, and yet on the CPU for those who ask
+            # One value instead of all: without storage, and yet on the CPU for those who ask
             # (peft puts adapters where the weights are). Used by mistake, it shows in the result.
             empty = torch.full((), torch.nan).expand(getattr(module, leaf).shape)
             setattr(module, leaf, nn.Parameter(empty, requires_grad=False))

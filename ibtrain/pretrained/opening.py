@@ -66,11 +66,11 @@ def build(
 ) -> OpenedModel:
     """The model of `found`: laid out without storage, then filled tensor by tensor."""
     model = laid_out(found)
-    for name, places in places_of(model).items():
+    for name, owners in owners_of(model).items():
         # A copy, so that no tensor stays mapped to a file that a running training may remove.
         value = found.sources[name].get(name).to(device=device, dtype=dtype, copy=True)
         parameter = nn.Parameter(value, requires_grad=False)
-        for module, leaf in places:
+        for module, leaf in owners:
             setattr(module, leaf, parameter)
     compute_buffers(model, device)
     left = [name for name, tensor in _tensors(model) if tensor.is_meta]
@@ -101,15 +101,15 @@ def laid_out(found: FoundModel) -> InstructBlip:
     return model.eval().requires_grad_(False)
 
 
-def places_of(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
+def owners_of(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
     """For each parameter's first name the modules that hold it (several where it is tied)."""
     first: dict[int, str] = {}
-    places: dict[str, list[tuple[nn.Module, str]]] = {}
+    owners: dict[str, list[tuple[nn.Module, str]]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owner, _, leaf = name.rpartition(".")
         own = first.setdefault(id(parameter), name)
-        places.setdefault(own, []).append((model.get_submodule(owner), leaf))
-    return places
+        owners.setdefault(own, []).append((model.get_submodule(owner), leaf))
+    return owners
 
 
 def compute_buffers(model: nn.Module, device: torch.device | str) -> None:

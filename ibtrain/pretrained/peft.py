@@ -1,6 +1,6 @@
 """A directory in peft's format: settings and weights of the language model's adapters.
 
-peft names a weight by its place in the model that it was saved from. Two places are written: that
+peft names a weight by its path in the model that it was saved from. Two paths are written: that
 within the language model alone and that within the whole InstructBLIP, so that
 `PeftModel.from_pretrained` finds the adapters on either; peft would otherwise open the directory on
 the other one, change nothing, and only warn.

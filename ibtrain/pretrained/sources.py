@@ -26,7 +26,7 @@ class RenamedSource:
     Args:
         source: the other.
         rename: gives our name of each of its tensors, None for one that is passed over, several
-            for one that stands in more than one place.
+            for one that stands in more than one file.
     """
 
     def __init__(

@@ -100,7 +100,7 @@ def names_of(directory: Path, config: PretrainedConfig) -> list[str]:
     inside = [str(getattr(config, "_name_or_path", "") or "")]
     file = directory / "config.json"
     if file.is_file():
-        # transformers puts the directory in the place of the name that the file has.
+        # transformers puts the directory instead of the name that the file has.
         inside.append(str(read_json(file, "copy it again").get("_name_or_path") or ""))
     names = (directory.name, *cached, *(name for name in inside if name != str(directory)))
     return list(dict.fromkeys(name for name in names if name))

@@ -265,7 +265,7 @@ class Engine:
 def _gradient_norm(gradients: Sequence[Tensor], _: Any, norm_type: float = 2) -> Tensor:
     """The norm of all ranks' parts of a group's gradients, -1 where it is not finite.
 
-    In the place of DeepSpeed's, which makes an fp64 copy of one gradient after the other: a
+    Instead of DeepSpeed's, which makes an fp64 copy of one gradient after the other: a
     thousand launches in a 7B's step.
     """
     assert norm_type == 2

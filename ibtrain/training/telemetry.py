@@ -3,7 +3,7 @@ quarantine.jsonl, one line per shard or record that is bad.
 
 A report that cannot be written (a full disk) is left out with one warning; the run goes on, and so
 does the report when there is space again. TensorBoard's own writer works in a thread, which dies of
-its first error; here its events are appended in place, whole or not at all. Where TensorBoard is
+its first error; here its events are appended to the file, each atomically. Where TensorBoard is
 not installed, metrics.jsonl alone is written.
 """
 

@@ -13,7 +13,7 @@ class Window:
     """Sums since the last report; only `close` talks to the other ranks."""
 
     def __init__(self, names: list[str], device: torch.device) -> None:
-        self._index = {name: place for place, name in enumerate(names)}
+        self._index = {name: stratum for stratum, name in enumerate(names)}
         self._device = device
         self._reset()
 
@@ -38,13 +38,13 @@ class Window:
     ) -> None:
         """Counts one step of this rank."""
         for batch, loss_A in zip(micro_batches, losses, strict=True):
-            place_B = torch.tensor([self._index[name] for name in batch.datasets])
-            place_A = place_B[batch.answer_sample_A].to(self._device)
+            stratum_B = torch.tensor([self._index[name] for name in batch.datasets])
+            stratum_A = stratum_B[batch.answer_sample_A].to(self._device)
             ones_A = torch.ones_like(loss_A, dtype=torch.float64)
-            self._sums[:, 0].index_add_(0, place_A, loss_A.double())
-            self._sums[:, 1].index_add_(0, place_A, ones_A)
+            self._sums[:, 0].index_add_(0, stratum_A, loss_A.double())
+            self._sums[:, 1].index_add_(0, stratum_A, ones_A)
             ones_B = torch.ones(len(batch), dtype=torch.float64, device=self._device)
-            self._sums[:, 2].index_add_(0, place_B.to(self._device), ones_B)
+            self._sums[:, 2].index_add_(0, stratum_B.to(self._device), ones_B)
         self._seconds += seconds
         self._waited += waited
 
@@ -57,12 +57,12 @@ class Window:
         values = {
             "loss": loss / tokens,
             "loss_by_dataset": {
-                name: sums[place, 0].item() / sums[place, 1].item()
-                for name, place in self._index.items()
-                if sums[place, 1] > 0
+                name: sums[stratum, 0].item() / sums[stratum, 1].item()
+                for name, stratum in self._index.items()
+                if sums[stratum, 1] > 0
             },
             "samples_by_dataset": {
-                name: int(sums[place, 2].item()) for name, place in self._index.items()
+                name: int(sums[stratum, 2].item()) for name, stratum in self._index.items()
             },
             "quarantined": self._replaced,
             "samples_per_second": samples / self._seconds,

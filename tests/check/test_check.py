@@ -215,7 +215,7 @@ def test_a_run_directory_below_a_file(tmp_path):
 
 
 def test_the_table_is_aligned_and_wrapped():
-    long = "free some, or name another place " * 4
+    long = "free some, or name another directory " * 4
     findings = [Finding("disk", "OK", "much"), Finding("run directory", "WARN", long, long)]
     lines = check.table(findings, 60).splitlines()
     assert lines[0] == "OK    disk           much"

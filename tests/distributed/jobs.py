@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from deepspeed.utils import safe_get_full_optimizer_state
+from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 from safetensors.torch import save_file
 
 from ibtrain.cli import main
@@ -115,6 +115,42 @@ def gradients(arguments: list[str]) -> None:
         }
         if ranks.rank == 0:
             save_file(collected, Path(out) / f"{ranks.world}-{case.replace(':', '-')}.safetensors")
+
+
+UPDATES = (1.0e-2, 5.0e-3, 2.0e-3)
+"""The learning rates of the three updates of `updated`."""
+UPDATED = (
+    "training.micro_batch=2",
+    "training.gradient_clip=0.05",
+    "training.weight_decay=0.3",
+    "model.train_parts.language=full",
+)
+
+
+def updated(arguments: list[str]) -> None:
+    """Writes the parameters after three updates on the fixed global batch, and the norms."""
+    recipe_file, out, *shardings = arguments
+    ranks = start_processes()
+    for sharding in shardings:
+        recipe = load_recipe(recipe_file, [*UPDATED, f"sharding={sharding}"])
+        engine = build_engine(recipe, ranks)
+        samples = eight_samples(recipe.data.image_size)
+        share = len(samples) // ranks.world
+        own = samples[ranks.rank * share : (ranks.rank + 1) * share]
+        total = sum(
+            batch.answer_ids_A.numel() for batch in micro_batches_of(recipe, samples, len(samples))
+        )
+        batches = micro_batches_of(recipe, own, recipe.training.micro_batch)
+        norms = [
+            engine.step(batches, total, rate, update)[1] for update, rate in enumerate(UPDATES)
+        ]
+        values = {
+            name: safe_get_full_fp32_param(parameter).clone()
+            for name, parameter in engine.model.trainable()
+        }
+        if ranks.rank == 0:
+            values["norms"] = torch.tensor(norms, dtype=torch.float64)
+            save_file(values, Path(out) / f"{sharding}.safetensors")
 
 
 def sample_order(arguments: list[str]) -> None:

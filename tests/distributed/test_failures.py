@@ -3,7 +3,6 @@
 Exit codes: 1 the job failed, 2 the request was wrong, 3 interrupted after a saved checkpoint.
 """
 
-import json
 import os
 import re
 import shutil
@@ -125,16 +124,6 @@ def test_a_slip_that_one_rank_meets(zygote: Zygote, world_directory: Path, tmp_p
     )
     told = rf"rank 1 on {re.escape(socket.gethostname())}: {tmp_path / 'absent'} is not a model"
     assert re.match(told, sentence(group, 2))
-
-
-def test_outcomes_are_exchanged(zygote: Zygote, tmp_path: Path) -> None:
-    zygote.run(3, "tests.distributed.jobs:outcomes", str(tmp_path / "met"))
-    for rank in range(3):
-        own, first_alone, kind, message = json.loads((tmp_path / f"met.{rank}").read_text())
-        assert (own, first_alone) == (rank, 0 if rank == 0 else None)
-        assert kind == "FileNotFoundError"
-        where = "" if rank == 1 else f"rank 1 on {socket.gethostname()}: "
-        assert message == f"{where}no such shard"
 
 
 def test_missing_shards(zygote: Zygote, world: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from bench_attention import hardware, versions
+from attention_bench.machine import hardware, versions
 from gpu_parts.sheet import Job, Sheet, card
 
 PACKAGES = (

@@ -1,7 +1,7 @@
 """What `ibtrain plan` says of the steps that are measured: memory, seconds, MFU's FLOPs."""
 
 import ibtrain.torchvision_mend  # isort: skip
-from bench_attention import told_by
+from attention_bench.machine import told_by
 from gpu_parts.lengths import LONGEST
 from gpu_parts.sheet import Job, Sheet, card
 from gpu_parts.steps import MODELS, batches_of, recipe_of

@@ -41,7 +41,7 @@ def write_preview(
     samples: int = PREVIEW_SAMPLES,
     seed: int | None = None,
 ) -> None:
-    """Writes the page, whole or not at all.
+    """Writes the page atomically.
 
     Args:
         path: the HTML file to write.

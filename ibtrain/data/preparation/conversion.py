@@ -233,21 +233,24 @@ class _Pictures:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._path: Path | None = None
+        self._paths: tuple[Path, ...] = ()
         self._images: tuple[bytes, ...] = ()
         self._sizes: tuple[tuple[int, int], ...] = ()
         self._fault: ValueError | None = None
 
     def of(self, example: Example) -> tuple[tuple[bytes, ...], tuple[tuple[int, int], ...]]:
-        """The images of an example (one, the frames of a video, or none) and their sizes."""
-        path = example.image or example.video
-        if path is None:
-            return (), ()
-        if path != self._path:
-            self._path, self._fault = path, None
+        """The images of an example (one, several, the frames of a video, or none), their sizes."""
+        paths = (example.image,) if example.image else example.images
+        if example.video:
+            paths = (example.video,)
+        if paths != self._paths:
+            self._paths, self._fault = paths, None
             self._images, self._sizes = (), ()
             try:
-                self._images = self._frames(path) if example.video else (self._reencoded(path),)
+                if example.video:
+                    self._images = self._frames(example.video)
+                else:
+                    self._images = tuple(self._reencoded(path) for path in paths)
                 self._sizes = tuple(image_size(image) for image in self._images)
             except DAMAGE as error:
                 self._fault = ValueError(str(error))

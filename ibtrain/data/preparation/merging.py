@@ -30,7 +30,8 @@ class OverBudgetError(ValueError):
 
 @dataclass(frozen=True)
 class PrepareReport:
-    """What became of a split: records written, dropped by reason, and bad ones set aside.
+    """What became of a split: records written, what was left out by reason, bad annotations set
+    aside and the reason of the first, and records renamed because their id came before.
 
     `complete` is false where only a portion was converted and others are still to come; then only
     this portion is counted.
@@ -43,6 +44,8 @@ class PrepareReport:
     quarantined: int
     shards: int
     complete: bool = True
+    renamed: int = 0
+    first_bad: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,21 +86,40 @@ def check_budget(known: Known, budget: float, request: dict[str, Any], out: Path
     plan = known.plan
     name = f"{request['dataset']} ({request['split']})"
     if known.bad > budget * plan.read:
-        rows = known.quarantine()
-        _write_quarantine(known.parts, out, rows)
-        (known.parts / FAILED).touch()
         raise OverBudgetError(
             f"{name}: {known.bad} of {plan.read} annotations are bad, more than the budget of "
-            f"{budget:.1%}; the first is {rows[0]['id']}: {rows[0]['reason']}. All reasons: "
-            f"{out / QUARANTINE}. Mend them or raise the budget, then run this again: what is "
-            "converted is kept"
+            f"{budget:.1%}; {_set_aside(known, out)}. Mend them or raise the budget, then run "
+            "this again: what is converted is kept"
         )
     if not plan.examples:
+        raise _nothing_left(known, request, out)
+
+
+def _set_aside(known: Known, out: Path) -> str:
+    """Writes down all that is bad, to be looked at once more; tells the first and the file."""
+    rows = known.quarantine()
+    _write_quarantine(known.parts, out, rows)
+    (known.parts / FAILED).touch()
+    return f"the first is {_told(rows[0])}. All reasons: {out / QUARANTINE}"
+
+
+def _told(row: dict[str, Any]) -> str:
+    return f"{row['id']}: {row['reason']}"
+
+
+def _nothing_left(known: Known, request: dict[str, Any], out: Path) -> ValueError:
+    """What to say where no annotation gives a record."""
+    plan = known.plan
+    name = f"{request['dataset']} ({request['split']})"
+    if not plan.read:
         (known.parts / FAILED).touch()
-        raise ValueError(
-            f"{name}: not one record is left of {plan.read}; dropped: {plan.dropped}, "
-            f"bad: {plan.rejected}"
-        )
+        return ValueError(f"{name}: {', '.join(request['sources'])} holds no annotation")
+    dropped = ", ".join(f"{count} {reason}" for reason, count in plan.dropped.items())
+    text = f"{name}: not one record is left of {plan.read}; dropped {dropped or 'none'}"
+    if known.bad:
+        return ValueError(f"{text}; {known.bad} bad, {_set_aside(known, out)}")
+    (known.parts / FAILED).touch()
+    return ValueError(text)
 
 
 def finish(
@@ -108,22 +130,20 @@ def finish(
     check_budget(known, budget, request, out)
     whole = len(known.reports) == plan.parts
     reports = [report for part, report in sorted(known.reports.items()) if whole or part in own]
+    written = sum(part.written for part in reports)
+    if whole and not written:
+        raise _nothing_left(known, request, out)
     report = PrepareReport(
         request["dataset"],
         request["split"],
-        written=sum(part.written for part in reports),
+        written=written,
         dropped=plan.dropped if whole else {},
         quarantined=known.bad if whole else sum(part.quarantined for part in reports),
         shards=sum(len(part.shards) for part in reports),
         complete=whole,
+        renamed=plan.renamed if whole else 0,
+        first_bad=_told(known.quarantine()[0]) if whole and known.bad else "",
     )
-    if whole and not report.written:
-        first = known.quarantine()[0]
-        (parts / FAILED).touch()
-        raise ValueError(
-            f"{report.dataset} ({report.split}): not one record is left of {plan.read}; "
-            f"the first bad one is {first['id']}: {first['reason']}"
-        )
     if whole:
         _merge(known, out, request, report)
     return report

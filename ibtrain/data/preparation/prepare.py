@@ -137,13 +137,15 @@ def _request(settings: Settings, split: str) -> dict[str, Any]:
     """All that the result depends on, without a path of this machine."""
     entry = settings.entry
     sources = readers.annotation_files(settings.raw, split, entry)
-    layout = {
+    layout: dict[str, Any] = {
         "task": entry.task,
         "role": entry.role,
         "reader": entry.reader,
         "reader_options": entry.reader_options,
         "image_roots": entry.image_roots,
     }
+    if readers.revision(entry) > 1:
+        layout["revision"] = readers.revision(entry)
     section = section_of(entry.evaluation, entry.metric)
     known = entry.splits[split].sha256
     # What evaluation asks and scores a dataset of one's own by lies with its shards.

@@ -8,8 +8,9 @@ lies in a part depends on the annotations alone.
 import json
 import os
 import shutil
+from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -29,14 +30,16 @@ _BUCKETS = 256
 _BATCH = 4096
 _CONTENT = "plan.json"
 _REJECTED = "rejected.jsonl"
+_REPEATED = "repeated.jsonl"
+DUPLICATE = "duplicate"
 
 
 @dataclass(frozen=True)
 class Plan:
     """What the annotations of a split hold.
 
-    `read` counts them all, `examples` those that go into `parts` parts, `dropped` those of no use
-    by reason, `rejected` the bad ones.
+    `read` counts them all, `examples` those that go into `parts` parts, `dropped` those that are
+    left out by reason, `rejected` the bad ones, `renamed` the examples whose id came before.
     """
 
     directory: Path
@@ -46,6 +49,7 @@ class Plan:
     dropped: dict[str, int]
     rejected: int
     parts: int
+    renamed: int = 0
 
     def lines_of(self, part: int) -> list[str]:
         """The lines of a part: those of an image together, else in the order of the annotations."""
@@ -94,6 +98,7 @@ class Plan:
             fields[name] = None if fields[name] is None else Path(self.base, fields[name])
         fields["answers"] = tuple(Answer(**answer) for answer in fields["answers"])
         fields["instructions"] = tuple(fields["instructions"])
+        fields["images"] = tuple(Path(self.base, name) for name in fields.get("images", ()))
         return int(number), Example(**fields)
 
 
@@ -108,57 +113,174 @@ def load_plan(parts: Path, raw: Path) -> Plan | None:
 def make_plan(parts: Path, raw: Path, found: Iterable[Example | Rejected]) -> Plan:
     """Reads the annotations and writes the plan into `parts`, whole or not at all.
 
-    Memory: 8 bytes per example (ids are remembered as 64-bit hashes: among the 14 M of the largest
-    dataset two that differ are taken for one with a probability of 5e-6), and one batch.
+    An annotation whose id comes again is left out where all that it gives came before, word for
+    word; else it is kept and renamed (`_rename`), once all ids are known.
+
+    Memory: 16 bytes per example (ids and contents are remembered as 64-bit hashes: that two ids
+    which differ are taken for one costs the second its name, and only if their contents are also
+    taken for one a record), 8 for one that is renamed, and one batch.
     """
     temporary = parts / f".{PLAN}.writing"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    base = _base(raw)
-    seen = _Seen()
-    dropped: Counter[str] = Counter()
-    read = examples = rejected = 0
-    with ExitStack() as stack:
-        bad = stack.enter_context((temporary / _REJECTED).open("w", encoding="ascii"))
-        buckets: dict[int, TextIO] = {}
-        stream = iter(found)
-        while batch := list(islice(stream, _BATCH)):
-            keys = [_hash(item.id) for item in batch if isinstance(item, Example)]
-            new = iter(seen.add(np.array(keys, np.uint64)))
-            for number, item in enumerate(batch, start=read):
-                if isinstance(item, Rejected) and item.bad:
-                    row = {"number": number, "id": item.id, "reason": private(item.reason, raw)}
-                    bad.write(json.dumps(row) + "\n")
-                    rejected += 1
-                elif isinstance(item, Rejected):
-                    dropped[item.reason] += 1
-                elif not next(new):
-                    dropped["repeated id"] += 1
-                else:
-                    key, text = _line(item, base)
-                    bucket = key * _BUCKETS >> 64
-                    if bucket not in buckets:
-                        path = temporary / f"{bucket:02x}.jsonl"
-                        buckets[bucket] = stack.enter_context(path.open("w", encoding="ascii"))
-                    buckets[bucket].write(f"{number}\t{key:016x}\t{text}\n")
-                    examples += 1
-            read += len(batch)
-    count = max(1, -(-examples // PART_EXAMPLES))
+    with _Writer(temporary, raw) as writer:
+        groups = _annotations(found)
+        while batch := list(islice(groups, _BATCH)):
+            writer.add(batch)
+        writer.rename()
+    count = max(1, -(-writer.examples // PART_EXAMPLES))
     if count > _BUCKETS:
         count = -(-count // _BUCKETS) * _BUCKETS
     content = {
-        "read": read,
-        "examples": examples,
-        "dropped": dict(sorted(dropped.items())),
-        "rejected": rejected,
+        "read": writer.read,
+        "examples": writer.examples,
+        "dropped": dict(sorted(writer.dropped.items())),
+        "rejected": writer.rejected,
         "parts": count,
+        "renamed": writer.renamed,
     }
     (temporary / _CONTENT).write_text(json.dumps(content), encoding="utf-8")
+    (temporary / _REPEATED).unlink(missing_ok=True)
     shutil.rmtree(parts / PLAN, ignore_errors=True)
     temporary.rename(parts / PLAN)
     plan = load_plan(parts, raw)
     assert plan is not None
     return plan
+
+
+_Annotation = list[Example] | Rejected
+
+
+def _annotations(found: Iterable[Example | Rejected]) -> Iterator[_Annotation]:
+    """The examples of each annotation together."""
+    group: list[Example] = []
+    for item in found:
+        if group and (
+            isinstance(item, Rejected)
+            or not item.annotation
+            or item.annotation != group[0].annotation
+        ):
+            yield group
+            group = []
+        if isinstance(item, Rejected):
+            yield item
+        else:
+            group.append(item)
+    if group:
+        yield group
+
+
+class _Writer:
+    """Writes what a plan holds, batch after batch, and counts it."""
+
+    def __init__(self, directory: Path, raw: Path) -> None:
+        self._directory = directory
+        self._raw = raw
+        self._base = _base(raw)
+        self._ids, self._contents = _Seen(), _Seen()
+        self._repeated_keys = array("Q")  # the id that came again, of each annotation to rename
+        self._stack = ExitStack()
+        self._buckets: dict[int, TextIO] = {}
+        self.dropped: Counter[str] = Counter()
+        self.read = self.examples = self.rejected = self.renamed = 0
+
+    def __enter__(self) -> "_Writer":
+        self._bad = self._stack.enter_context(self._open(_REJECTED))
+        self._repeated = self._stack.enter_context(self._open(_REPEATED))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _open(self, name: str) -> TextIO:
+        return (self._directory / name).open("w", encoding="ascii")
+
+    def add(self, batch: list[_Annotation]) -> None:
+        """Writes a batch of annotations; those whose id comes again are kept for `rename`."""
+        groups = [item for item in batch if not isinstance(item, Rejected)]
+        fields = [[_fields(example, self._base) for example in group] for group in groups]
+        texts = [[json.dumps(row) for row in rows] for rows in fields]
+        ids = [_hash(example.id) for group in groups for example in group]
+        new_ids = iter(self._ids.add(np.array(ids, np.uint64)))
+        contents = [_hash("\n".join(rows)) for rows in texts]
+        new_contents = self._contents.add(np.array(contents, np.uint64))
+        given = zip(fields, texts, new_contents, strict=True)
+        for item in batch:
+            if isinstance(item, Rejected):
+                self._reject(item)
+                continue
+            rows, lines, differs = next(given)
+            if all(list(islice(new_ids, len(rows)))):
+                for number, (row, text) in enumerate(zip(rows, lines, strict=True), self.read):
+                    self._write(number, row, text)
+            elif differs:
+                self._repeated_keys.append(_hash(rows[0]["id"]))
+                self._repeated.write(json.dumps([self.read, rows]) + "\n")
+            else:
+                self.dropped[DUPLICATE] += len(rows)
+            self.read += len(rows)
+
+    def _reject(self, item: Rejected) -> None:
+        if item.bad:
+            row = {"number": self.read, "id": item.id, "reason": private(item.reason, self._raw)}
+            self._bad.write(json.dumps(row) + "\n")
+            self.rejected += 1
+        else:
+            self.dropped[item.reason] += 1
+        self.read += 1
+
+    def _write(self, number: int, fields: dict[str, Any], text: str) -> None:
+        images = fields.get("images")
+        key = _hash(fields["image"] or fields["video"] or (images[0] if images else fields["id"]))
+        bucket = key * _BUCKETS >> 64
+        if bucket not in self._buckets:
+            self._buckets[bucket] = self._stack.enter_context(self._open(f"{bucket:02x}.jsonl"))
+        self._buckets[bucket].write(f"{number}\t{key:016x}\t{text}\n")
+        self.examples += 1
+
+    def rename(self) -> None:
+        """Writes the annotations whose ids came before with other content: `ID#2` the second with
+        an id, `ID#3` the third. Where there is such an id in the annotations, it keeps its name,
+        and the other gets one more suffix.
+        """
+        self._repeated.close()
+        counts = iter(_occurrences(np.array(self._repeated_keys, np.uint64)))
+        with (self._directory / _REPEATED).open(encoding="ascii") as lines:
+            while batch := [json.loads(line) for line in islice(lines, _BATCH)]:
+                named = []
+                for first, rows in batch:
+                    suffix = f"#{next(counts) + 2}"
+                    for number, row in enumerate(rows, start=first):
+                        named.append((number, row, row["id"] + suffix, suffix))
+                known = self._ids.holds([_hash(name) for _, _, name, _ in named])
+                given: set[int] = set()
+                for (number, row, name, suffix), is_known in zip(named, known, strict=True):
+                    if is_known or _hash(name) in given:
+                        name = self._free(name, suffix, given)  # noqa: PLW2901
+                    given.add(_hash(name))
+                    renamed = row | {"id": name}
+                    self._write(number, renamed, json.dumps(renamed))
+                self._ids.add(np.array(list(given), np.uint64))
+                self.renamed += len(named)
+
+    def _free(self, name: str, suffix: str, given: set[int]) -> str:
+        """`name` with as many more suffixes as it takes until nothing else is called so."""
+        while True:
+            name += suffix
+            if _hash(name) not in given and not self._ids.holds([_hash(name)])[0]:
+                return name
+
+
+def _occurrences(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+    """Of each key, how often it stands before: [5, 7, 5, 5] gives [0, 0, 1, 2]."""
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    positions = np.arange(len(keys))
+    begins = np.ones(len(keys), bool)
+    begins[1:] = ordered[1:] != ordered[:-1]
+    counts = np.empty(len(keys), np.int64)
+    counts[order] = positions - np.maximum.accumulate(np.where(begins, positions, 0))
+    return counts
 
 
 def private(reason: str, raw: Path) -> str:
@@ -180,15 +302,16 @@ def _hash(text: str) -> int:
     return xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass"))
 
 
-def _line(example: Example, base: str) -> tuple[int, str]:
-    """The hash of the image's path (of the id where there is none), and the example as JSON."""
+def _fields(example: Example, base: str) -> dict[str, Any]:
+    """An example as plain values, paths relative to `base`."""
     fields = {name: getattr(example, name) for name in Example.__dataclass_fields__}
+    del fields["annotation"]
     fields["answers"] = [asdict(answer) for answer in example.answers]
     for name in ("image", "video"):
         if fields[name] is not None:
             fields[name] = str(fields[name]).removeprefix(base + "/")
-    key = fields["image"] or fields["video"] or example.id
-    return _hash(key), json.dumps(fields)
+    images = [str(path).removeprefix(base + "/") for path in fields.pop("images")]
+    return fields | ({"images": images} if images else {})
 
 
 class _Seen:
@@ -201,11 +324,20 @@ class _Seen:
         """Which of `keys` are seen for the first time."""
         new = np.zeros(len(keys), bool)
         new[np.unique(keys, return_index=True)[1]] = True
-        for run in self._runs:
-            new &= run[np.searchsorted(run, keys).clip(max=len(run) - 1)] != keys
+        new &= ~self._held(keys)
         if new.any():
             self._runs.append(np.sort(keys[new]))
         while len(self._runs) > 1 and len(self._runs[-2]) <= 2 * len(self._runs[-1]):
             last = self._runs.pop()
             self._runs[-1] = np.sort(np.concatenate([self._runs[-1], last]), kind="stable")
         return [bool(value) for value in new]
+
+    def holds(self, keys: list[int]) -> list[bool]:
+        """Which of `keys` were seen before."""
+        return [bool(value) for value in self._held(np.array(keys, np.uint64))]
+
+    def _held(self, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+        found = np.zeros(len(keys), bool)
+        for run in self._runs:
+            found |= run[np.searchsorted(run, keys).clip(max=len(run) - 1)] == keys
+        return found

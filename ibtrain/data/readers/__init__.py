@@ -36,7 +36,7 @@ FAMILIES = (
     "vsr",
 )
 
-__all__ = ["FAMILIES", "Rejected", "annotation_files", "read"]
+__all__ = ["FAMILIES", "Rejected", "annotation_files", "read", "revision"]
 
 
 def annotation_files(raw: Path, split: str, entry: DatasetEntry) -> tuple[Path, ...]:
@@ -59,22 +59,28 @@ def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejec
     return found
 
 
+def revision(entry: DatasetEntry) -> int:
+    """The number of a reader's outcome: another one gives other examples of the same files."""
+    number: int = getattr(_family(entry), "REVISION", 1)
+    return number
+
+
 def _family(entry: DatasetEntry) -> ModuleType:
     """The reader that an entry names, which takes the options that it names."""
     if entry.reader not in FAMILIES:
         raise ValueError(
-            f"{entry.place}: reader: there is no {entry.reader!r}; there are {', '.join(FAMILIES)}"
+            f"{entry.origin}: reader: there is no {entry.reader!r}; there are {', '.join(FAMILIES)}"
         )
     family = import_module(f"ibtrain.data.readers.{entry.reader}")
     options: tuple[str, ...] = getattr(family, "OPTIONS", ())
     for option in entry.reader_options:
         if option not in options:
             raise ValueError(
-                f"{entry.place}: reader_options: {option!r} is no option of {entry.reader!r}; "
+                f"{entry.origin}: reader_options: {option!r} is no option of {entry.reader!r}; "
                 f"there are: {', '.join(options) or 'none'}"
             )
     if entry.reader_options.get("generate", "question") != "question":
         raise ValueError(
-            f"{entry.place}: reader_options.generate: may be 'question' and nothing else"
+            f"{entry.origin}: reader_options.generate: may be 'question' and nothing else"
         )
     return family

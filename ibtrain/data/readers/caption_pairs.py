@@ -17,7 +17,7 @@ from pathlib import Path
 from ibtrain.data.catalog import DatasetEntry
 from ibtrain.data.readers.fields import FieldError, Rejected, Row, Unused, each
 from ibtrain.data.readers.files import Images, annotation_files
-from ibtrain.data.readers.streams import entries
+from ibtrain.data.readers.lists import entries
 from ibtrain.data.records import Answer, Example
 
 OPTIONS = ("image", "caption", "id")
@@ -31,12 +31,17 @@ def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejec
     options = entry.reader_options
     labelled = entry.splits[split].labelled
 
+    image_key, caption = options.get("image", "image"), options.get("caption", "caption")
+    identities = (options.get("id", "id"),)
+
     def make(row: Row, number: int) -> Iterable[Example]:
+        if not ((row.has(image_key) or row.has("url")) and (row.has(caption) or not labelled)):
+            row = row.spelled((image_key, caption, *identities))
         identity = str(number)
         if "id" in options or row.has("id"):
             identity = row.identity(options.get("id", "id"))
-        image = _image(row, options.get("image", "image"), number, images)
-        answers = _captions(row, options.get("caption", "caption"), labelled)
+        image = _image(row, image_key, number, images)
+        answers = _captions(row, caption, labelled)
         example = partial(Example, entry.name, entry.task, image=image, form="captioning")
         if split != "train" or len(answers) < 2:
             yield example(id=identity, answers=answers)
@@ -51,7 +56,7 @@ def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejec
 def _captions(row: Row, key: str, labelled: bool) -> tuple[Answer, ...]:
     if not labelled and not row.has(key):
         return ()
-    texts = [text.strip() for text in row.text_or_texts(key)]
+    texts = [text.strip() for text in row.words(key)]
     if not any(texts):
         raise Unused("no caption")
     return tuple(Answer(text) for text in texts if text)

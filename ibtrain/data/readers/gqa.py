@@ -10,6 +10,8 @@ from ibtrain.data.readers.files import Images, annotation_files
 from ibtrain.data.readers.streams import list_entries, object_entries, top_level
 from ibtrain.data.records import Answer, Example
 
+REVISION = 2  # what was written from the same files before differs
+
 
 def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejected]:
     """One example per question; `details` has the detailed type of the question, if it is told."""
@@ -48,14 +50,10 @@ def _image_id(row: Row) -> str:
 
 def _details(row: Row, image_id: str) -> dict[str, Any]:
     details: dict[str, Any] = {"image_id": image_id}
-    if row.has("types"):
-        types = row.row("types")
-        for key, name in (("detailed", "question_type"), ("structural", "structural")):
-            if types.has(key):  # none of them is needed to score
-                details[name] = types.text(key)
-    if row.has("fullAnswer"):
-        details["full_answer"] = row.text("fullAnswer")
-    return details
+    types = row.within("types")
+    notes = {"question_type": types.note("detailed"), "structural": types.note("structural")}
+    notes["full_answer"] = row.note("fullAnswer")
+    return details | {name: note for name, note in notes.items() if note is not None}
 
 
 def _with_id(path: Path) -> Iterator[tuple[str, object]]:

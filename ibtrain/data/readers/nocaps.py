@@ -34,8 +34,9 @@ def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejec
             raise Unused("no caption")
         details = {"image_id": identity}
         for key in ("open_images_id", "domain"):
-            if row.has(key):
-                details[key] = row.text(key)
+            note = row.note(key)
+            if note is not None:
+                details[key] = note
         image = images.named(row.text("file_name"))
         yield _example(entry, identity, image, references, details)
 

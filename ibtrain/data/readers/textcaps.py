@@ -33,7 +33,12 @@ def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejec
             raise FieldError(f"{row.place}: 'image_id' {image_id!r} is no name of an image")
         seen[image_id] += 1
         if split != "train" and seen[image_id] > 1:
-            return  # its first row has given the references of all
+            if row.has("reference_strs") or not row.has("caption_str"):
+                return  # its first row has given the references of all
+            raise FieldError(
+                f"{row.place}: image {image_id} came before, and without 'reference_strs' this "
+                "caption of it would be lost"
+            )
         tokens = tokens_of.get(image_id)
         if tokens is None:
             raise FieldError(f"{row.place}: image {image_id} has no entry in {tokens_path.name}")

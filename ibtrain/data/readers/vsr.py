@@ -28,8 +28,9 @@ def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejec
         label = correct_index(row, "label", len(LABELS))
         details: dict[str, Any] = {"image_id": image_id, "choices": list(LABELS)}
         details["correct_choice"] = label
-        if row.has("relation"):
-            details["relation"] = row.text("relation")
+        relation = row.note("relation")
+        if relation is not None:
+            details["relation"] = relation
         line = row.place.rpartition(":")[2]
         yield Example(
             entry.name,

@@ -44,7 +44,7 @@ def repair(
     workers: int = 1,
     progress: bool = True,
 ) -> RepairReport:
-    """Replaces the files of `directory` that differ from its index, each whole or not at all.
+    """Replaces the files of `directory` that differ from its index, each atomically.
 
     Args:
         directory: a shard directory that `verify` found fault with.

@@ -1,4 +1,4 @@
-"""The script, as a person calls it."""
+"""`ibtrain export`, as a person calls it."""
 
 import json
 import subprocess
@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from ibtrain.cli import main
 from tests.tiny import write_tiny_base
-from tools import export_checkpoint
 
-SCRIPT = Path(export_checkpoint.__file__)
+pytestmark = pytest.mark.usefixtures("logger_as_it_was")
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,8 @@ def base(tmp_path_factory, tiny_processor) -> Path:
 
 
 def test_as_a_process_it_prints_one_document(base, tmp_path):
-    command = [sys.executable, SCRIPT, base, "--to", "hf", "--out", tmp_path / "out", "--json"]
+    arguments = [base, "--to", "hf", "--out", tmp_path / "out", "--json"]
+    command = [sys.executable, "-m", "ibtrain", "export", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     document = json.loads(done.stdout)
     assert document["directory"] == str(tmp_path / "out")
@@ -28,18 +29,18 @@ def test_as_a_process_it_prints_one_document(base, tmp_path):
 
 def test_for_people(base, tmp_path, capsys):
     arguments = [str(base), "--to", "hf", "--out", str(tmp_path / "out")]
-    assert export_checkpoint.main(arguments) == 0
+    assert main(["export", *arguments]) == 0
     assert "Opened again, the largest difference" in capsys.readouterr().out
 
 
 def test_a_wrong_request(base, tmp_path, capsys):
     arguments = ["--to", "hf", "--out", str(tmp_path / "out")]
-    assert export_checkpoint.main([str(tmp_path / "nowhere"), *arguments]) == 2
+    assert main(["export", str(tmp_path / "nowhere"), *arguments]) == 2
     assert "no such directory" in capsys.readouterr().err
-    assert export_checkpoint.main([str(base), *arguments, "--shard-gigabytes", "0"]) == 2
-    assert export_checkpoint.main([str(base), *arguments, "--whole"]) == 2
+    assert main(["export", str(base), *arguments, "--shard-gigabytes", "0"]) == 2
+    assert main(["export", str(base), *arguments, "--whole"]) == 2
     assert "--whole belongs to --to lavis" in capsys.readouterr().err
-    assert export_checkpoint.main([str(base), "--to", "peft", *arguments[2:]]) == 2
+    assert main(["export", str(base), "--to", "peft", *arguments[2:]]) == 2
     assert "has no adapters to write" in capsys.readouterr().err
 
 
@@ -49,17 +50,17 @@ def test_a_job_that_fails(base, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr("ibtrain.export.huggingface.write_weights", full)
     arguments = [str(base), "--to", "hf", "--out", str(tmp_path / "out")]
-    assert export_checkpoint.main(arguments) == 1
+    assert main(["export", *arguments]) == 1
     assert "No space left" in capsys.readouterr().err
 
 
-def test_a_place_that_is_none(base, tmp_path, capsys):
+def test_a_directory_that_cannot_be_made(base, tmp_path, capsys):
     (tmp_path / "file").touch()
     arguments = [str(base), "--to", "hf", "--out", str(tmp_path / "file/out")]
-    assert export_checkpoint.main(arguments) == 2
-    assert "file is a file; give another place" in capsys.readouterr().err
+    assert main(["export", *arguments]) == 2
+    assert "file is a file; give another directory" in capsys.readouterr().err
     arguments = [str(base), "--to", "hf", "--out", str(tmp_path / "out")]
-    assert export_checkpoint.main([*arguments, "--shard-gigabytes", "inf"]) == 2
+    assert main(["export", *arguments, "--shard-gigabytes", "inf"]) == 2
     assert "--shard-gigabytes is inf" in capsys.readouterr().err
 
 
@@ -70,13 +71,13 @@ def test_no_traceback(base, tmp_path, capsys, monkeypatch, error):
 
     monkeypatch.setattr("ibtrain.export.huggingface.write_weights", broken)
     arguments = [str(base), "--to", "hf", "--out", str(tmp_path / "out")]
-    assert export_checkpoint.main(arguments) == 1
-    assert capsys.readouterr().err.startswith("export_checkpoint: ")
+    assert main(["export", *arguments]) == 1
+    assert capsys.readouterr().err.startswith("ibtrain: ")
     assert not list(tmp_path.iterdir())
 
 
-def test_what_a_killed_export_left_is_named(base, tmp_path, caplog):
+def test_what_a_killed_export_left_is_named(base, tmp_path, capsys):
     (tmp_path / ".out.writing-abc").mkdir()
     arguments = [str(base), "--to", "hf", "--out", str(tmp_path / "out")]
-    assert export_checkpoint.main(arguments) == 0
-    assert ".out.writing-abc is left of an export that was killed" in caplog.text
+    assert main(["export", *arguments]) == 0
+    assert ".out.writing-abc is left of an export that was killed" in capsys.readouterr().err
