@@ -5,6 +5,8 @@ import yaml
 
 from ibtrain.data import catalog
 from ibtrain.data.preparation.prepare import prepare
+from ibtrain.data.shards.records import read_records
+from ibtrain.evaluation.benchmarks import _about
 from ibtrain.evaluation.protocols import PROTOCOLS, protocol_of, result_name, shipped_protocols
 from tests.evaluation.pictures import noise
 
@@ -117,3 +119,35 @@ def test_a_file_may_be_named_instead(tmp_path):
         protocol_of(shards, file)
     file.write_text(OWN.format(evaluation="metric: exact match"))
     assert protocol_of(shards, file).ways[""].metric == "exact match"
+
+
+def test_choices_of_ones_own(tmp_path):
+    evaluation = "evaluation: {answering: rank, candidates: choices, metric: accuracy}\n"
+    evaluation += "reader_options: {choices: options}"
+    file, _ = prepared(tmp_path, "metric: exact match")
+    asks = OWN.format(evaluation=evaluation).replace("{question} ", "{question} {options} ")
+    file.write_text(asks)
+    raw = tmp_path / "raw"
+    row = {"image": "a.png", "question": "Which?", "answer": "cat", "options": ["dog", "cat"]}
+    wrong = row | {"answer": "cow"}
+    (raw / "signs.jsonl").write_text("\n".join(map(json.dumps, [row, row, row, wrong])))
+    report = prepare(str(file), raw, tmp_path / "chosen", progress=False, budget=0.5)
+    assert (report.written, report.quarantined) == (3, 1)
+    first = next(read_records(tmp_path / "chosen"))
+    assert first.instructions == ("Which? (a) dog (b) cat Short answer:",)
+    assert first.details == {"choices": ["dog", "cat"], "correct_choice": 1}
+    quarantine = (tmp_path / "chosen/quarantine.jsonl").read_text()
+    assert "the answer 'cow' is none of the choices" in quarantine
+
+
+def test_a_file_that_is_not_the_known_one_is_named(tmp_path):
+    digest = "0" * 64
+    file, _ = prepared(tmp_path, "metric: exact match")
+    content = OWN.format(evaluation="metric: exact match")
+    hashed = f"[[signs.jsonl]], sha256: {{signs.jsonl: '{digest}'}}"
+    file.write_text(content.replace("[[signs.jsonl]]", hashed))
+    prepare(str(file), tmp_path / "raw", tmp_path / "known", progress=False)
+    _, notes, _ = _about(tmp_path / "known", protocol_of(tmp_path / "known"), 1)
+    assert any("signs.jsonl is not the known file" in note for note in notes)
+    _, notes, _ = _about(tmp_path / "signs", protocol_of(tmp_path / "signs"), 1)
+    assert notes == ()
