@@ -1,4 +1,5 @@
 import functools
+import json
 import random
 
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import InstructBlipForConditionalGeneration
 
+from ibtrain.cli import main
 from ibtrain.evaluation.candidates import candidate_tokens
 from ibtrain.evaluation.generation import pixels_of
 from ibtrain.evaluation.ranking import (
@@ -215,3 +217,16 @@ def test_pieces_of_a_trie(sequences, rows):
         for row in range(1, len(piece.nodes)):
             assert piece.nodes[piece.parents[row]] == trie.parents[piece.nodes[row]]
             assert piece.parents[row] < row
+
+
+@pytest.mark.usefixtures("logger_as_it_was")
+def test_the_command_gives_scores_best_first(base, tmp_path, capsys):
+    noise(0).save(tmp_path / "a.png")
+    request = ["rank", str(base), "--image", str(tmp_path / "a.png"), "--prompt", "Where?"]
+    assert main([*request, "--candidates", "red,blue,red", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert "'red' is given more than once" in printed.err
+    found = json.loads(printed.out)["candidates"]
+    assert sorted(one["text"] for one in found) == ["blue", "red"]
+    assert found[0]["logprob"] > found[1]["logprob"]
+    assert all(one["score"] == one["logprob"] for one in found)
