@@ -1,9 +1,10 @@
 # What people do daily. Everything runs in .venv, made on first use.
 PYTHON ?= python3
+PROCESSES ?= 2
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: help quickstart easy-vqa test test-oldest test-newest test-card check format environment clean
+.PHONY: help quickstart easy-vqa test fuzz test-oldest test-newest test-card check format environment clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z][a-z -]*:.*## / {printf "%-36s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,7 +29,11 @@ easy-vqa: environment  ## a public data set as one's own: lists, shards, trainin
 	$(VENV)/bin/ibtrain evaluate easy_vqa/runs/easy_vqa --data easy_vqa/test --out easy_vqa/evaluation
 
 test: environment  ## all tests, about 20 minutes on two cores
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n $(PROCESSES) --dist loadfile
+
+fuzz: environment  ## damaged files of every kind by the thousand (IBTRAIN_FUZZ=20000 for more); the tests do fewer
+	IBTRAIN_FUZZ=$(or $(IBTRAIN_FUZZ),8000) $(VENV)/bin/python -m pytest -k damaged tests/data/test_fuzzing.py \
+		tests/pretrained/test_fuzzing.py tests/test_sharding.py tests/test_config.py tests/distributed/test_launchers.py
 
 test-oldest test-newest test-card: test-%:  ## in an environment of its own, made on first use: an end of the versions, or a GPU machine's
 	tools/test_environment.sh $*

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from yaml import YAMLError
 
-from ibtrain.files import refuse_unbounded_yaml
+from ibtrain.files import FileError, check_not_pointer, refuse_unbounded_yaml
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -327,6 +327,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
                 "(for example training.steps=100)"
             )
     try:
+        check_not_pointer(path)
         refuse_unbounded_yaml(path)
         loaded = OmegaConf.load(path)
         if not isinstance(loaded, DictConfig):
@@ -339,6 +340,8 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     except (OmegaConfBaseException, YAMLError, OSError, ValueError, RecursionError) as error:
         if isinstance(error, RecipeError):
             raise
+        if isinstance(error, FileError):
+            raise RecipeError(str(error)) from error
         raise RecipeError(f"{path} cannot be read as a recipe: {error}") from error
     try:
         return Recipe.model_validate(values)

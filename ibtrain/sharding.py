@@ -7,11 +7,15 @@ determines may stand in it as long as it says the same.
 
 import difflib
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ibtrain.config import Recipe, RecipeError, micro_batches_per_step
+from ibtrain.files import FileError, check_not_pointer
+
+logger = logging.getLogger(__name__)
 
 _LARGEST = 1 << 20  # bytes
 # In an installed package they lie inside it, in a checkout beside it.
@@ -56,7 +60,10 @@ _PASSED_ON: dict[str, type | tuple[type, ...]] = {
     "flops_profiler": dict,
     "aio": dict,
 }
+# LLaMA-Factory's files have them; DeepSpeed reads neither.
+_WITHOUT_MEANING = ("comms_config", "monitor_config")
 _RECIPE_SAYS = {
+    "fp8": "model.precision",
     "activation_checkpointing": "model.gradient_checkpointing",
     "sparse_attention": "kernels",
     "compile": "kernels",
@@ -100,6 +107,11 @@ def read_sharding(sharding: str) -> dict[str, Any]:
     """
     path = sharding_file(sharding)
     config = _read(path)
+    for key in [*config]:
+        # A comment is written so, for want of another way in JSON.
+        if key in _WITHOUT_MEANING or key.startswith(("_", "//", "#")):
+            logger.info("%s: %r says nothing to DeepSpeed and is passed over", path, key[:80])
+            del config[key]
     for key, value in config.items():
         _check_key(path, key, value)
     zero = config.get("zero_optimization", {})
@@ -271,11 +283,14 @@ def _without_auto(section: dict[str, Any], shipped: dict[str, Any]) -> dict[str,
 def _read(path: Path) -> dict[str, Any]:
     """A JSON object of bounded size, each key of which stands once."""
     try:
+        check_not_pointer(path)
         with path.open("rb") as file:
             text = file.read(_LARGEST + 1)
         if len(text) > _LARGEST:
             raise ValueError(f"more than {_LARGEST} bytes")
         config = json.loads(text.decode("utf-8-sig"), object_pairs_hook=_once)
+    except FileError as error:
+        raise RecipeError(str(error)) from error
     except (OSError, ValueError, RecursionError) as error:
         raise RecipeError(f"{path} cannot be read as JSON ({error}); correct it") from error
     if not isinstance(config, dict):

@@ -32,7 +32,7 @@ def add_data(verbs: Any) -> None:
         "--part",
         type=_part,
         metavar="i/n",
-        help="convert the i-th of n parts (1 to n); the last one to finish merges them",
+        help="convert the i-th of n portions (1 to n); the last to finish merges them",
     )
     prepare.add_argument(
         "--short-side",
@@ -157,8 +157,8 @@ def _prepare(parsed: argparse.Namespace) -> int:
     )
     if not report.complete:
         text = (
-            f"{report.dataset}: {report.written:,} records of this part are written, "
-            f"{report.quarantined:,} quarantined; other parts are still to come"
+            f"{report.dataset}: {report.written:,} records of this portion are written, "
+            f"{report.quarantined:,} quarantined; other portions are still to come"
         )
     return say(parsed, document, text)
 

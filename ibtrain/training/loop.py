@@ -72,7 +72,9 @@ def train(recipe: Recipe) -> TrainingResult:
         order = order_fingerprint(recipe, request.mixture)
         base = on_rank_zero(
             ranks,
-            lambda: record_base(recipe.model, request.config, request.tokenizer, recipe.seed),
+            lambda: record_base(
+                recipe.model, request.start.config, request.start.tokenizer, recipe.seed
+            ),
         )
         resumed = on_rank_zero(ranks, lambda: find_resume(recipe, order, base))
         run = _Run(request, order, base, resumed)
@@ -96,11 +98,11 @@ class _Run:
         resumed: tuple[Path, int] | None,
     ) -> None:
         self.recipe, self.ranks, self.order, self.base = request.recipe, request.ranks, order, base
-        recipe, ranks, mixture, config = self.recipe, self.ranks, request.mixture, request.config
+        recipe, ranks, mixture, start = self.recipe, self.ranks, request.mixture, request.start
         self.names = [dataset.name for dataset in mixture.datasets]
         begin = None if resumed is None else resumed[0]
         chosen = on_every_rank(ranks, lambda: request.choose_sources(begin))
-        self.engine = Engine(recipe, ranks, config, chosen)
+        self.engine = Engine(recipe, ranks, start.config, chosen)
         self.first_step = 0
         if resumed is not None:
             load_checkpoint(self.engine, resumed[0])
@@ -108,8 +110,8 @@ class _Run:
         self.loader = MixtureLoader(
             recipe,
             mixture,
-            request.tokenizer,
-            config.num_query_tokens,
+            start.tokenizer,
+            start.config.num_query_tokens,
             rank=ranks.rank,
             world=ranks.world,
             cache=cache_directory(recipe),

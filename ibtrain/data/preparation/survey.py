@@ -1,8 +1,8 @@
-"""The first pass of a conversion: annotations read once, and cut into parts.
+"""The first pass of a conversion: annotations read once, and cut into chunks.
 
-Examples are spread over parts by the hash of their image's path, so that all examples of an image
-are in one part and the image is decoded once, whatever process or machine converts the part. What
-lies in a part depends on the annotations alone.
+Examples are spread over chunks by the hash of their image's path, so that all examples of an image
+are in one chunk and the image is decoded once, whatever process or machine converts the chunk. What
+lies in a chunk depends on the annotations alone.
 """
 
 import json
@@ -24,7 +24,7 @@ import xxhash
 from ibtrain.data.readers import Rejected
 from ibtrain.data.records import Answer, Example
 
-PART_EXAMPLES = 4096
+CHUNK_EXAMPLES = 4096
 PLAN = "plan"
 _BUCKETS = 256
 _BATCH = 4096
@@ -35,10 +35,10 @@ DUPLICATE = "duplicate"
 
 
 @dataclass(frozen=True)
-class Plan:
+class Survey:
     """What the annotations of a split hold.
 
-    `read` counts them all, `examples` those that go into `parts` parts, `dropped` those that are
+    `read` counts them all, `examples` those that go into `chunks` chunks, `dropped` those that are
     left out by reason, `rejected` the bad ones, `renamed` the examples whose id came before.
     """
 
@@ -48,20 +48,20 @@ class Plan:
     examples: int
     dropped: dict[str, int]
     rejected: int
-    parts: int
+    chunks: int
     renamed: int = 0
 
-    def lines_of(self, part: int) -> list[str]:
-        """The lines of a part: those of an image together, else in the order of the annotations."""
+    def lines_of(self, chunk: int) -> list[str]:
+        """The lines of a chunk: those of an image together, else as the annotations are."""
         found: list[tuple[int, str, str]] = []
-        for bucket in self._buckets_of(part):
+        for bucket in self._buckets_of(chunk):
             path = self.directory / f"{bucket:02x}.jsonl"
             if not path.is_file():
                 continue
             with path.open(encoding="ascii") as lines:
                 for line in lines:
                     number, key, _ = line.split("\t", 2)
-                    if (int(key, 16) >> 24) % self._split == part % self._split:
+                    if (int(key, 16) >> 24) % self._split == chunk % self._split:
                         found.append((int(number), key, line))
         if not (self.directory / _CONTENT).is_file():
             raise RuntimeError(f"{self.directory} was removed meanwhile; run the same again")
@@ -71,19 +71,19 @@ class Plan:
             first.setdefault(row[1], row[0])
         return [line for _, _, line in sorted(found, key=lambda row: (first[row[1]], row[0]))]
 
-    def digest(self, part: int) -> str:
-        """A hash of all that a part holds."""
-        return xxhash.xxh3_128_hexdigest("".join(self.lines_of(part)).encode("ascii"))
+    def digest(self, chunk: int) -> str:
+        """A hash of all that a chunk holds."""
+        return xxhash.xxh3_128_hexdigest("".join(self.lines_of(chunk)).encode("ascii"))
 
     @property
     def _split(self) -> int:
-        """Into how many parts a bucket goes; 1 where a part has several buckets."""
-        return -(-self.parts // _BUCKETS)
+        """Into how many chunks a bucket goes; 1 where a chunk has several buckets."""
+        return -(-self.chunks // _BUCKETS)
 
-    def _buckets_of(self, part: int) -> list[int]:
+    def _buckets_of(self, chunk: int) -> list[int]:
         if self._split > 1:
-            return [part // self._split]
-        return [bucket for bucket in range(_BUCKETS) if bucket * self.parts // _BUCKETS == part]
+            return [chunk // self._split]
+        return [bucket for bucket in range(_BUCKETS) if bucket * self.chunks // _BUCKETS == chunk]
 
     def rejections(self) -> list[dict[str, Any]]:
         """{"number", "id", "reason"} of each bad annotation."""
@@ -91,7 +91,7 @@ class Plan:
             return [json.loads(line) for line in lines]
 
     def example(self, line: str) -> tuple[int, Example]:
-        """The place in the annotations, and the example, that a line holds."""
+        """The position in the annotations, and the example, that a line holds."""
         number, _, text = line.split("\t", 2)
         fields = json.loads(text)
         for name in ("image", "video"):
@@ -102,16 +102,18 @@ class Plan:
         return int(number), Example(**fields)
 
 
-def load_plan(parts: Path, raw: Path) -> Plan | None:
-    """The plan that was made before, if it was made wholly."""
-    path = parts / PLAN / _CONTENT
+def load_survey(chunks: Path, raw: Path) -> Survey | None:
+    """The survey that was made before, if it was made wholly."""
+    path = chunks / PLAN / _CONTENT
     if not path.is_file():
         return None
-    return Plan(parts / PLAN, _base(raw), **json.loads(path.read_text(encoding="utf-8")))
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    fields["chunks"] = fields.pop("parts")  # so called by earlier releases
+    return Survey(chunks / PLAN, _base(raw), **fields)
 
 
-def make_plan(parts: Path, raw: Path, found: Iterable[Example | Rejected]) -> Plan:
-    """Reads the annotations and writes the plan into `parts`, whole or not at all.
+def make_survey(chunks: Path, raw: Path, found: Iterable[Example | Rejected]) -> Survey:
+    """Reads the annotations and writes the survey into `chunks`, atomically.
 
     An annotation whose id comes again is left out where all that it gives came before, word for
     word; else it is kept and renamed (`_rename`), once all ids are known.
@@ -120,7 +122,7 @@ def make_plan(parts: Path, raw: Path, found: Iterable[Example | Rejected]) -> Pl
     which differ are taken for one costs the second its name, and only if their contents are also
     taken for one a record), 8 for one that is renamed, and one batch.
     """
-    temporary = parts / f".{PLAN}.writing"
+    temporary = chunks / f".{PLAN}.writing"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     with _Writer(temporary, raw) as writer:
@@ -128,7 +130,7 @@ def make_plan(parts: Path, raw: Path, found: Iterable[Example | Rejected]) -> Pl
         while batch := list(islice(groups, _BATCH)):
             writer.add(batch)
         writer.rename()
-    count = max(1, -(-writer.examples // PART_EXAMPLES))
+    count = max(1, -(-writer.examples // CHUNK_EXAMPLES))
     if count > _BUCKETS:
         count = -(-count // _BUCKETS) * _BUCKETS
     content = {
@@ -141,11 +143,11 @@ def make_plan(parts: Path, raw: Path, found: Iterable[Example | Rejected]) -> Pl
     }
     (temporary / _CONTENT).write_text(json.dumps(content), encoding="utf-8")
     (temporary / _REPEATED).unlink(missing_ok=True)
-    shutil.rmtree(parts / PLAN, ignore_errors=True)
-    temporary.rename(parts / PLAN)
-    plan = load_plan(parts, raw)
-    assert plan is not None
-    return plan
+    shutil.rmtree(chunks / PLAN, ignore_errors=True)
+    temporary.rename(chunks / PLAN)
+    survey = load_survey(chunks, raw)
+    assert survey is not None
+    return survey
 
 
 _Annotation = list[Example] | Rejected
@@ -171,7 +173,7 @@ def _annotations(found: Iterable[Example | Rejected]) -> Iterator[_Annotation]:
 
 
 class _Writer:
-    """Writes what a plan holds, batch after batch, and counts it."""
+    """Writes what a survey holds, batch after batch, and counts it."""
 
     def __init__(self, directory: Path, raw: Path) -> None:
         self._directory = directory
@@ -294,7 +296,7 @@ def private(reason: str, raw: Path) -> str:
 
 
 def _base(raw: Path) -> str:
-    """The folder that paths in a plan are relative to: images may lie beside `raw`."""
+    """The folder that paths in a survey are relative to: images may lie beside `raw`."""
     return str(Path(os.path.normpath(raw.absolute())).parent)
 
 

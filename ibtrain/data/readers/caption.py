@@ -2,7 +2,7 @@
 split, whose captions may stand in a file beside it), and COCO's own `captions_NAME.json`.
 
 For training each caption is an example; otherwise each image is one, with all its captions as
-references. The id is the number of the image and, for training, the caption's place among the
+references. The id is the number of the image and, for training, the caption's position among the
 image's own.
 """
 
@@ -67,7 +67,7 @@ def _read_karpathy(
         if row.text("split") not in wanted:
             if row.text("split") not in _SPLITS:
                 raise FieldError(
-                    f"{row.place}: 'split' must be one of {', '.join(_SPLITS)}, found "
+                    f"{row.origin}: 'split' must be one of {', '.join(_SPLITS)}, found "
                     f"{row.text('split')[:60]!r}"
                 )
             return ()
@@ -113,14 +113,14 @@ def _captions_by_image(path: Path) -> Generator[Rejected, None, dict[str, list[s
     number of their image.
     """
     found: dict[str, list[str]] = {}
-    for place, value in entries_under(path, "annotations"):
+    for origin, value in entries_under(path, "annotations"):
         try:
-            row = Row(value, place)
+            row = Row(value, origin)
             number = row.identity("image_id")
             if not row.blank("caption"):
                 found.setdefault(number, []).append(row.text("caption"))
         except FieldError as error:
-            yield Rejected(place, str(error))
+            yield Rejected(origin, str(error))
     return found
 
 

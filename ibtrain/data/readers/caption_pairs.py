@@ -3,9 +3,9 @@
 The file is JSON, JSON Lines or CSV. Each entry has "image" (a path) and "caption", a string or a
 list of them. The dataset's `reader_options` rename what is read: {image: file, caption: text,
 id: key}. Where the split's name is train, each caption is an example; in any other, each image is
-one with all its captions as references. The id is "id", else the entry's place in the file.
+one with all its captions as references. The id is "id", else the entry's position in the file.
 
-BLIP's own lists name "url" in place of "image". There the images are those that img2dataset wrote
+BLIP's own lists name "url" instead of "image". There the images are those that img2dataset wrote
 from the list as it stands (files, 10,000 a folder): 00001/000010002.jpg is of entry 10002. Links
 die, so an image that was not fetched is left out, not bad.
 """

@@ -3,7 +3,7 @@
 Every answer of the assistant is an example, the turns before it its history. The text is left as
 it is (case, length, punctuation); only the marks `<image>` that stand for an image are taken out,
 with the line break that sets them apart. The file is JSON or JSON Lines of entries with "id" (else
-one is made from the file's name and the entry's place), "image" and "conversations" ({"from":
+one is made from the file's name and the entry's position), "image" and "conversations" ({"from":
 "human" | "gpt" | "system", "value"} in turn). "image" or "images" is a path or a list of several,
 "video" a video or a folder of its frames; with none of them, it is a conversation in text alone.
 "messages" (or "conversation") of {"role": "user" | "assistant" | "system", "content"} are read
@@ -80,7 +80,7 @@ def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejec
 class _Turn:
     """What one speaker says, and the images named within."""
 
-    place: str
+    origin: str
     speaker: str
     text: str
     images: tuple[str, ...] = ()
@@ -92,14 +92,14 @@ class _Turn:
         speaker = _SPEAKERS.get(said.strip().lower())
         if speaker is None:
             raise FieldError(
-                f"{row.place}: expected a turn from 'human' or 'user', 'gpt' or 'assistant', or "
+                f"{row.origin}: expected a turn from 'human' or 'user', 'gpt' or 'assistant', or "
                 f"'system', found {said[:60]!r}"
             )
         key = "content" if row.has("content") and not row.has("value") else "value"
         images = tuple(_names(row, "image")) + tuple(_names(row, "images"))
         if not row.holds_list(key):
             blank = speaker != "gpt" and row.blank(key)
-            return cls(row.place, speaker, "" if blank else row.text(key), images)
+            return cls(row.origin, speaker, "" if blank else row.text(key), images)
         texts = []
         for part in row.rows(key):  # as chat templates have it
             kind = part.text("type")
@@ -110,8 +110,8 @@ class _Turn:
                 images += tuple(part.text(name) for name in named[:1])
                 texts += [] if named else ["<image>"]
             else:
-                raise FieldError(f"{part.place}: a part of the type {kind[:60]!r} is not read")
-        return cls(row.place, speaker, "\n".join(texts), images)
+                raise FieldError(f"{part.origin}: a part of the type {kind[:60]!r} is not read")
+        return cls(row.origin, speaker, "\n".join(texts), images)
 
 
 @dataclass(frozen=True)
@@ -144,12 +144,13 @@ class _Talk:
             raise Unused("no turns")
         if len(said) > 2 * MAXIMUM_TURNS + 1:
             raise FieldError(
-                f"{row.place}: {len(said)} turns; at most {2 * MAXIMUM_TURNS} are read of one entry"
+                f"{row.origin}: {len(said)} turns; at most {2 * MAXIMUM_TURNS} "
+                "are read of one entry"
             )
         turns = [_Turn.of(turn) for turn in said]
         images, video = _shown(row, names, turns)
         questions = [turn.text for turn in turns if turn.speaker == "human"]
-        left = without_marks(questions, len(images), video is not None, row.place)
+        left = without_marks(questions, len(images), video is not None, row.origin)
         if not images and video is None:
             _check_other_names(row, names)
         texts = iter(left)
@@ -162,7 +163,7 @@ class _Talk:
 def _pairs(
     spoken: list[tuple[_Turn, str]], system: list[str]
 ) -> tuple[list[tuple[str, str, str]], int]:
-    """((place, question, answer) of every turn, how many have no answer or no question); adds what
+    """((origin, question, answer) of every turn, how many have no answer or no question); adds what
     system turns say to `system`.
     """
     pairs: list[tuple[str, str, str]] = []
@@ -172,8 +173,8 @@ def _pairs(
         following = spoken[at + 1][0].speaker if at + 1 < len(spoken) else None
         if turn.speaker == "human" and following == "gpt":
             if not text.strip():
-                raise FieldError(f"{turn.place}: 'value' holds no question")
-            pairs.append((turn.place, text, spoken[at + 1][1]))
+                raise FieldError(f"{turn.origin}: 'value' holds no question")
+            pairs.append((turn.origin, text, spoken[at + 1][1]))
             at += 2
             continue
         last = all(other.speaker == "human" for other, _ in spoken[at:])
@@ -186,7 +187,7 @@ def _pairs(
             if turn.speaker == "human":
                 turn = spoken[at + 1][0]
                 expected, found = "gpt", turn.speaker
-            raise FieldError(f"{turn.place}: expected a turn from {expected!r}, found {found!r}")
+            raise FieldError(f"{turn.origin}: expected a turn from {expected!r}, found {found!r}")
         at += 1
     return pairs, unanswered
 
@@ -194,11 +195,11 @@ def _pairs(
 def _with_history(pairs: list[tuple[str, str, str]], system: list[str]) -> list[tuple[str, str]]:
     history = list(system)
     turns = []
-    for place, question, answer in pairs:
+    for origin, question, answer in pairs:
         history.append(question)
         instruction = "\n".join(history)
         if len(instruction) > MAXIMUM_TEXT:
-            raise FieldError(f"{place}: with its history, longer than {MAXIMUM_TEXT}")
+            raise FieldError(f"{origin}: with its history, longer than {MAXIMUM_TEXT}")
         turns.append((instruction, answer))
         history.append(answer)
     return turns
@@ -211,7 +212,7 @@ def _names(row: Row, key: str) -> list[str]:
     if row.holds_list(key):
         names = row.texts(key)
         if not all(name.strip() for name in names):
-            raise FieldError(f"{row.place}: {key!r} must be a list of strings that are not empty")
+            raise FieldError(f"{row.origin}: {key!r} must be a list of strings that are not empty")
         return names
     return [] if row.blank(key) else [row.text(key)]
 
@@ -223,15 +224,15 @@ def _shown(
     images = _names(row, names["image"])
     several = _names(row, "images") if names["image"] != "images" else []
     if images and several and images != several:
-        raise FieldError(f"{row.place}: {names['image']!r} and 'images' differ; keep one of them")
+        raise FieldError(f"{row.origin}: {names['image']!r} and 'images' differ; keep one of them")
     found = tuple(images or several) + tuple(name for turn in turns for name in turn.images)
     videos = _names(row, names["video"]) or _names(row, "videos")
     if videos and found:
-        raise FieldError(f"{row.place}: names images and a video; one of both is read")
+        raise FieldError(f"{row.origin}: names images and a video; one of both is read")
     if len(videos) > 1:
-        raise FieldError(f"{row.place}: names {len(videos)} videos; one is read of an annotation")
+        raise FieldError(f"{row.origin}: names {len(videos)} videos; one is read of an annotation")
     if len(found) > MAXIMUM_IMAGES:
-        raise FieldError(f"{row.place}: {len(found)} images; at most {MAXIMUM_IMAGES} are read")
+        raise FieldError(f"{row.origin}: {len(found)} images; at most {MAXIMUM_IMAGES} are read")
     return found, videos[0] if videos else None
 
 
@@ -240,7 +241,7 @@ def _check_spelling(row: Row, names: tuple[str, ...]) -> None:
     for key in row.keys:
         for name in names:
             if key != name and key.strip().casefold() == name.casefold() and not row.has(name):
-                raise FieldError(f"{row.place}: the key {key[:60]!r} is not read; write {name!r}")
+                raise FieldError(f"{row.origin}: the key {key[:60]!r} is not read; write {name!r}")
 
 
 def _check_other_names(row: Row, names: dict[str, str]) -> None:
@@ -253,6 +254,6 @@ def _check_other_names(row: Row, names: dict[str, str]) -> None:
             is_named = isinstance(value, str) and value.lower().endswith(suffixes)
             if is_named and key != names["id"]:
                 raise FieldError(
-                    f"{row.place}: {key[:60]!r} names the {kind} {str(value)[:100]!r} and is not "
+                    f"{row.origin}: {key[:60]!r} names the {kind} {str(value)[:100]!r} and is not "
                     f"read; call it {names[kind]!r}, or say reader_options: {{{kind}: {key[:60]}}}"
                 )

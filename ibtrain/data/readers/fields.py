@@ -42,27 +42,27 @@ class Row:
 
     Args:
         value: anything; FieldError if it is no object, Unused if it is an empty row.
-        place: file and entry, for messages.
+        origin: file and entry, for messages.
     """
 
-    def __init__(self, value: object, place: str) -> None:
+    def __init__(self, value: object, origin: str) -> None:
         if isinstance(value, Unreadable):
-            raise (FieldError(f"{place}: {value.reason}") if value.bad else Unused(value.reason))
+            raise (FieldError(f"{origin}: {value.reason}") if value.bad else Unused(value.reason))
         if not isinstance(value, dict):
-            raise FieldError(f"{place}: expected an object, found {_kind(value)}")
+            raise FieldError(f"{origin}: expected an object, found {_kind(value)}")
         self._value = value
-        self.place = place
+        self.origin = origin
 
     def _take(self, key: str) -> object:
         if key in self._value:
             return self._value[key]
         near = [name for name in self._value if name.strip().casefold() == key.casefold()]
         there = f"; write {near[0][:60]!r} as {key!r}" if near else ""
-        raise FieldError(f"{self.place}: {key!r} is missing{there}")
+        raise FieldError(f"{self.origin}: {key!r} is missing{there}")
 
     def _wrong(self, key: str, expected: str) -> FieldError:
         return FieldError(
-            f"{self.place}: {key!r} must be {expected}, found {_kind(self._value[key])}"
+            f"{self.origin}: {key!r} must be {expected}, found {_kind(self._value[key])}"
         )
 
     @property
@@ -77,7 +77,7 @@ class Row:
         for key, found in self._value.items():
             value.setdefault(known.get(key.strip().casefold()) or key, found)
         exact = {name: self._value[name] for name in names if name in self._value}
-        return Row(value | exact, self.place)
+        return Row(value | exact, self.origin)
 
     def has(self, key: str) -> bool:
         """Whether `key` is there and not null."""
@@ -147,7 +147,7 @@ class Row:
     def rows(self, key: str) -> list["Row"]:
         """A list of objects."""
         return [
-            Row(value, f"{self.place}: {key}[{index}]")
+            Row(value, f"{self.origin}: {key}[{index}]")
             for index, value in enumerate(self.entries(key))
         ]
 
@@ -157,7 +157,7 @@ class Row:
         for value in self.entries(key):
             if not isinstance(value, str):
                 raise FieldError(
-                    f"{self.place}: {key!r} must be a list of strings, holds {_kind(value)}"
+                    f"{self.origin}: {key!r} must be a list of strings, holds {_kind(value)}"
                 )
             texts.append(self._checked(key, value))
         return texts
@@ -180,14 +180,14 @@ class Row:
         if isinstance(value, bool):
             said = "true" if value else "false"
             raise FieldError(
-                f"{self.place}: {key!r} is {said}, which may mean a word or a mark; write the word "
-                f'that is meant in quotes ("yes", "{said}")'
+                f"{self.origin}: {key!r} is {said}, which may mean a word or a mark; write the "
+                f'word that is meant in quotes ("yes", "{said}")'
             )
         if isinstance(value, float) and not math.isfinite(value):
-            raise FieldError(f"{self.place}: {key!r} must be a text or a finite number")
+            raise FieldError(f"{self.origin}: {key!r} must be a text or a finite number")
         if not isinstance(value, (str, int, float)):
             raise FieldError(
-                f"{self.place}: {key!r} must be a text, a number or a list of them, found "
+                f"{self.origin}: {key!r} must be a text, a number or a list of them, found "
                 f"{_kind(value)}"
             )
         return self._checked(key, str(value))
@@ -198,20 +198,21 @@ class Row:
         """
         if len(text) > MAXIMUM_TEXT:
             raise FieldError(
-                f"{self.place}: {key!r} has {len(text)} characters; at most {MAXIMUM_TEXT} are read"
+                f"{self.origin}: {key!r} has {len(text)} characters; at most {MAXIMUM_TEXT} are "
+                "read"
             )
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise FieldError(
-                f"{self.place}: {key!r} is not valid Unicode: {error.reason}"
+                f"{self.origin}: {key!r} is not valid Unicode: {error.reason}"
             ) from error
         return text
 
     def within(self, key: str) -> "Row":
         """An object within that only a report uses; an empty one where there is none."""
         value = self._value.get(key)
-        return Row(value if isinstance(value, dict) else {}, f"{self.place}: {key}")
+        return Row(value if isinstance(value, dict) else {}, f"{self.origin}: {key}")
 
 
 def _kind(value: object) -> str:
@@ -238,28 +239,28 @@ def counted_answers(texts: Iterable[str]) -> tuple[Answer, ...]:
 def each(
     values: Iterable[tuple[str, object]], make: Callable[[Row], Iterable[Example | Rejected]]
 ) -> Iterator[Example | Rejected]:
-    """Makes examples of (place, annotation) pairs; a failure rejects that annotation alone. One
+    """Makes examples of (origin, annotation) pairs; a failure rejects that annotation alone. One
     that is Rejected already is passed on.
     """
-    for place, value in values:
+    for origin, value in values:
         if isinstance(value, Rejected):
             yield value
             continue
         try:
-            for item in list(make(Row(value, place))):
-                yield replace(item, annotation=place) if isinstance(item, Example) else item
+            for item in list(make(Row(value, origin))):
+                yield replace(item, annotation=origin) if isinstance(item, Example) else item
         except Unused as reason:
-            yield Rejected(_identity(value, place), str(reason), bad=False)
+            yield Rejected(_identity(value, origin), str(reason), bad=False)
         except FieldError as error:
-            yield Rejected(_identity(value, place), str(error))
+            yield Rejected(_identity(value, origin), str(error))
 
 
-def _identity(value: object, place: str) -> str:
-    """The source's own id if it can be told, else the place in the file."""
+def _identity(value: object, origin: str) -> str:
+    """The source's own id if it can be told, else its origin."""
     if isinstance(value, dict):
         for key in ("question_id", "id", "image_id", "cocoid", "image"):
             found = value.get(key)
             if isinstance(found, (str, int)) and not isinstance(found, bool) and found != "":
                 text = str(found)[:MAXIMUM_IDENTITY]
                 return text.encode("utf-8", "backslashreplace").decode()
-    return place
+    return origin

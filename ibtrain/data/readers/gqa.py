@@ -44,7 +44,7 @@ def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejec
 def _image_id(row: Row) -> str:
     image_id = row.identity("imageId")
     if "/" in image_id:
-        raise FieldError(f"{row.place}: 'imageId' {image_id[:200]!r} is no name of an image")
+        raise FieldError(f"{row.origin}: 'imageId' {image_id[:200]!r} is no name of an image")
     return image_id
 
 
@@ -57,5 +57,5 @@ def _details(row: Row, image_id: str) -> dict[str, Any]:
 
 
 def _with_id(path: Path) -> Iterator[tuple[str, object]]:
-    for place, question_id, value in object_entries(path):
-        yield place, {**value, "question_id": question_id} if isinstance(value, dict) else value
+    for origin, question_id, value in object_entries(path):
+        yield origin, {**value, "question_id": question_id} if isinstance(value, dict) else value

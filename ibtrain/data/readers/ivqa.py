@@ -48,5 +48,5 @@ def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejec
 
 def _numbered(path: Path) -> Iterator[tuple[str, object]]:
     """The rows, each with its number, counted from 1 after the header."""
-    for number, (place, value) in enumerate(csv_entries(path), start=1):
-        yield place, {**value, "row": number} if isinstance(value, dict) else value
+    for number, (origin, value) in enumerate(csv_entries(path), start=1):
+        yield origin, {**value, "row": number} if isinstance(value, dict) else value

@@ -22,7 +22,7 @@ _LISTS_OF_AN_ENTRY = ("conversations", "conversation", "messages", "answers")
 
 
 def entries(path: Path) -> Iterator[tuple[str, object]]:
-    """(place, value) of each entry of a list in JSON (.json), JSON Lines (.jsonl) or CSV (.csv,
+    """(origin, value) of each entry of a list in JSON (.json), JSON Lines (.jsonl) or CSV (.csv,
     .tsv).
 
     Raises:

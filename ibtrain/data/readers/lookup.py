@@ -14,7 +14,7 @@ class Lookup:
     """Values by id, each held as JSON, so that half a million answers fit in 200 MB.
 
     Args:
-        entries: (place, annotation) pairs; the first of several with the same id counts.
+        entries: (origin, annotation) pairs; the first of several with the same id counts.
             `left_out` tells of those that say something else, and of those without an id.
         key: of the id in an annotation.
         pick: what is kept of an annotation, as plain values. A FieldError is told to whoever asks
@@ -27,12 +27,12 @@ class Lookup:
         self._found: dict[str, bytes] = {}
         self._faults: dict[str, str] = {}
         self.left_out: list[Rejected] = []
-        for place, value in entries:
+        for origin, value in entries:
             try:
-                row = Row(value, place)
+                row = Row(value, origin)
                 identity = row.identity(key)
             except FieldError as error:
-                self.left_out.append(Rejected(place, str(error)))
+                self.left_out.append(Rejected(origin, str(error)))
                 continue
             try:
                 kept = json.dumps(pick(row), separators=(",", ":")).encode()
@@ -43,7 +43,7 @@ class Lookup:
             if identity in self._faults:
                 continue
             if self._found.setdefault(identity, kept) != kept:
-                reason = f"{place}: {key} {identity} came before with other values, which count"
+                reason = f"{origin}: {key} {identity} came before with other values, which count"
                 self.left_out.append(Rejected(identity, reason))
 
     def get(self, identity: str) -> Any:

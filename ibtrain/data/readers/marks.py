@@ -6,7 +6,7 @@ from ibtrain.data.readers.fields import FieldError
 
 _MARK = re.compile(r"<(?:image|video)>\n|\n<(?:image|video)>|<(?:image|video)>")
 _BARE = re.compile(r"(<image>|<video>)")
-# What other programs write in their place.
+# What other programs write instead.
 _FOREIGN = re.compile(
     r"\s*<\|?(?:image|img|video|picture)(?:[ _-]?\d{1,3}|here|[ _-]?placeholder|_pad)?\|?>",
     re.IGNORECASE,
@@ -15,7 +15,7 @@ _NUMBERED = re.compile(r"<\|?(?:image|img|picture|video)[ _-]?(?:\d{1,3}|pad)\|?
 _NAMED = re.compile(r"<(img|video)>[^<>\n]{1,1000}</\1>")
 
 
-def without_marks(texts: list[str], images: int, video: bool, place: str) -> list[str]:
+def without_marks(texts: list[str], images: int, video: bool, origin: str) -> list[str]:
     """What a conversation's questions say, without the marks that stand for its images.
 
     A mark that begins or ends a text or has a line to itself is meant as an image, and must have
@@ -26,7 +26,7 @@ def without_marks(texts: list[str], images: int, video: bool, place: str) -> lis
         texts: the questions in order.
         images: how many images the marks may stand for.
         video: whether they may stand for a video instead.
-        place: of the annotation, for messages.
+        origin: of the annotation, for messages.
 
     Raises:
         FieldError: a mark has no image, or an image is named in the text itself.
@@ -39,11 +39,11 @@ def without_marks(texts: list[str], images: int, video: bool, place: str) -> lis
         if count > shown[kind]:
             what = kind.strip("<>")
             raise FieldError(
-                f"{place}: {count} x {kind} stands in the text for {what}s, of which "
+                f"{origin}: {count} x {kind} stands in the text for {what}s, of which "
                 f"{shown[kind] or 'none'} is named; name one for each, or take it out"
             )
     if not images and not video:
-        _refuse_other_marks(texts, place)
+        _refuse_other_marks(texts, origin)
     free = (images or int(video)) - len(meant)
     taken: list[list[bool]] = [[] for _ in texts]
     for number, kind, is_apart in marks:
@@ -82,17 +82,17 @@ def _without(text: str, taken: list[bool]) -> str:
     return _MARK.sub(lambda mark: "" if next(flags) else mark.group(), text)
 
 
-def _refuse_other_marks(texts: list[str], place: str) -> None:
+def _refuse_other_marks(texts: list[str], origin: str) -> None:
     for text in texts:
         foreign = _FOREIGN.match(text) or _NUMBERED.search(text)
         named = _NAMED.search(text)
         if foreign and not _BARE.fullmatch(foreign.group().strip()):
             raise FieldError(
-                f"{place}: {foreign.group().strip()!r} stands in the text, and no image is named; "
+                f"{origin}: {foreign.group().strip()!r} stands in the text, and no image is named; "
                 "name it as 'image', and write <image> for it"
             )
         if named:
             raise FieldError(
-                f"{place}: the text names {named.group()[:100]!r}; name it as 'image', and write "
+                f"{origin}: the text names {named.group()[:100]!r}; name it as 'image', and write "
                 "<image> for it"
             )

@@ -46,14 +46,14 @@ def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejec
 def _captions(path: Path) -> Generator[Rejected, None, dict[str, list[str]]]:
     """Yields the annotations that are damaged; returns the captions of each image, in order."""
     found: dict[str, list[str]] = {}
-    for place, value in entries_under(path, "annotations"):
+    for origin, value in entries_under(path, "annotations"):
         try:
-            row = Row(value, place)
+            row = Row(value, origin)
             image_id = row.identity("image_id")
             if not row.blank("caption"):
                 found.setdefault(image_id, []).append(row.text("caption").strip())
         except FieldError as error:
-            yield Rejected(place, str(error))
+            yield Rejected(origin, str(error))
     return found
 
 

@@ -3,7 +3,7 @@
 The file is JSON, JSON Lines or CSV. Each entry has "image" (a path, or a list of several),
 "question" and "answer" or "answers": a string or a number, a list of them (one an annotator; how
 many gave an answer is its weight), or a list of objects with "answer". Its id is "question_id" or
-"id", else its place in the file. The dataset's `reader_options` rename what is read: {question:
+"id", else its position in the file. The dataset's `reader_options` rename what is read: {question:
 query, answer: label, image: file}; where an entry lacks such a name, its keys are compared without
 regard to case. With {generate: question}, the answer is given and the question is what is asked
 for. With {choices: options}, the list of texts at that key are an entry's choices, which evaluation
@@ -62,7 +62,7 @@ def read_list(
         shown_as = pictures(row, "images" if several else image, images)
         if "<image>" in asks:  # lists made of conversations keep their marks
             count = len(shown_as.get("images", ("one",)))
-            (asks,) = without_marks([asks], count, video=False, place=row.place)
+            (asks,) = without_marks([asks], count, video=False, origin=row.origin)
         example = asked(
             entry,
             _identity(row, options.get("id"), number),
@@ -72,20 +72,20 @@ def read_list(
             {},
         )
         if "choices" in options:
-            example = _with_choices(example, choices_of(row, options["choices"]), row.place)
+            example = _with_choices(example, choices_of(row, options["choices"]), row.origin)
         yield replace(example, **shown_as)
 
     for number, pair in enumerate(entries(path)):
         yield from each([pair], partial(make, number=number))
 
 
-def _with_choices(example: Example, choices: list[str], place: str) -> Example:
+def _with_choices(example: Example, choices: list[str], origin: str) -> Example:
     """The example with choices; FieldError where its answer is none of them."""
     details: dict[str, Any] = {"choices": choices}
     if example.answers:
         if example.answers[0].text not in choices:
             answer = example.answers[0].text
-            raise FieldError(f"{place}: the answer {answer[:60]!r} is none of the choices")
+            raise FieldError(f"{origin}: the answer {answer[:60]!r} is none of the choices")
         details["correct_choice"] = choices.index(example.answers[0].text)
     return replace(
         example,
@@ -150,7 +150,7 @@ def pictures(row: Row, key: str, images: Images) -> dict[str, Any]:
     """
     names = row.texts(key) if row.holds_list(key) else [row.text(key)]
     if not 1 <= len(names) <= MAXIMUM_IMAGES:
-        raise FieldError(f"{row.place}: {key!r} must be 1 to {MAXIMUM_IMAGES} images")
+        raise FieldError(f"{row.origin}: {key!r} must be 1 to {MAXIMUM_IMAGES} images")
     return shown(tuple(images.named_or_coco(name) for name in names))
 
 

@@ -55,22 +55,22 @@ def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejec
 
 
 def _problems_of(path: Path, split: str) -> set[str]:
-    """The problems of a split; what is no text is called by its place, and will not be found."""
+    """The problems of a split; what is no text is called by its origin, and will not be found."""
     found = set()
-    for place, value in entries_under(path, split):
-        name = value[:MAXIMUM_IDENTITY] if isinstance(value, str) else place
+    for origin, value in entries_under(path, split):
+        name = value[:MAXIMUM_IDENTITY] if isinstance(value, str) else origin
         found.add(name.encode("utf-8", "backslashreplace").decode())
     return found
 
 
 def _wanted(path: Path, left: set[str] | None) -> Iterator[tuple[str, object]]:
     """The problems that are in `left`, which it takes them from, with their ids; None: all."""
-    for place, identity, value in object_entries(path):
+    for origin, identity, value in object_entries(path):
         if left is not None:
             if identity not in left:
                 continue
             left.remove(identity)
-        yield place, {**value, "id": identity} if isinstance(value, dict) else value
+        yield origin, {**value, "id": identity} if isinstance(value, dict) else value
 
 
 def _image(row: Row, identity: str, split: str, images: Images) -> Path:

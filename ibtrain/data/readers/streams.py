@@ -1,7 +1,7 @@
 """Annotation files -> their entries, one after another; a file is never held as a whole.
 
 JSON is read through a window of text that moves along the file, and each entry is parsed on its
-own, so memory is bounded by the largest entry and not by the file. Entries come with their place
+own, so memory is bounded by the largest entry and not by the file. Entries come with their origin
 (`file.json[12]`, `file.jsonl:13`), for messages. What is wrong with a whole file (cut off, no JSON,
 not the expected layout) is a ValueError naming it; what is wrong with one entry is the reader's.
 
@@ -49,7 +49,7 @@ _LENIENT = json.JSONDecoder(parse_int=whole_number)  # numbers that int() refuse
 
 
 class Cursor:
-    """A place in a JSON file, and the text that follows it as far as it is read."""
+    """A position in a JSON file, and the text that follows it as far as it is read."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self._path = path
@@ -62,8 +62,8 @@ class Cursor:
 
     def damaged(self, reason: str, at: int | None = None) -> NoReturn:
         """Raises ValueError with the file and the character, counted from 0."""
-        place = self._passed + (self._at if at is None else at)
-        raise ValueError(f"{self._path}: not readable as JSON at character {place}: {reason}")
+        position = self._passed + (self._at if at is None else at)
+        raise ValueError(f"{self._path}: not readable as JSON at character {position}: {reason}")
 
     def _read_on(self) -> None:
         """Lengthens the text to twice what is left of it."""
@@ -104,11 +104,11 @@ class Cursor:
         if not self.peek():
             self.damaged("it ends early")
         while True:
-            reason, place = "it ends early", None
+            reason, position = "it ends early", None
             try:
                 value, end = self._parse()
             except json.JSONDecodeError as error:
-                reason, place = error.msg, error.pos
+                reason, position = error.msg, error.pos
             except RecursionError:
                 self.damaged("nested too deeply")
             else:
@@ -116,7 +116,7 @@ class Cursor:
                     self._at = end
                     return value
             if self._ended:
-                self.damaged(reason, place)
+                self.damaged(reason, position)
             if len(self._text) - self._at > MAXIMUM_ENTRY:
                 self.damaged(f"an entry of more than {MAXIMUM_ENTRY} characters, or {reason}")
             self._read_on()
@@ -217,7 +217,7 @@ def _expect(path: Path, kind: str) -> None:
 
 
 def list_entries(path: Path) -> Iterator[tuple[str, object]]:
-    """(place, value) of each entry of a JSON file that holds a list.
+    """(origin, value) of each entry of a JSON file that holds a list.
 
     Raises:
         ValueError: naming the file, where it is damaged or holds something else.
@@ -229,7 +229,7 @@ def list_entries(path: Path) -> Iterator[tuple[str, object]]:
 
 
 def entries_under(path: Path, key: str) -> Iterator[tuple[str, object]]:
-    """(place, value) of each entry of the list at `key` ("data.dialogs") of a JSON object.
+    """(origin, value) of each entry of the list at `key` ("data.dialogs") of a JSON object.
 
     Raises:
         ValueError: as list_entries, or `key` is missing, is no list, or stands twice.
@@ -262,7 +262,7 @@ def _under(path: Path, cursor: Cursor, keys: tuple[str, ...], whole: str) -> Ite
 
 
 def object_entries(path: Path) -> Iterator[tuple[str, str, object]]:
-    """(place, key, value) of each entry of a JSON object.
+    """(origin, key, value) of each entry of a JSON object.
 
     Raises:
         ValueError: as list_entries.
@@ -275,7 +275,7 @@ def object_entries(path: Path) -> Iterator[tuple[str, str, object]]:
 
 
 def line_entries(path: Path) -> Iterator[tuple[str, object]]:
-    """(place, value) of each line of a JSON Lines file; blank lines are left out.
+    """(origin, value) of each line of a JSON Lines file; blank lines are left out.
 
     A line that is no JSON is given as Unreadable, which no Row accepts, so it is rejected alone.
 
@@ -285,15 +285,15 @@ def line_entries(path: Path) -> Iterator[tuple[str, object]]:
     for number, line in numbered_lines(path):
         if not line.strip():
             continue
-        place = f"{path.name}:{number}"
+        origin = f"{path.name}:{number}"
         try:
-            yield place, json.loads(line.decode("utf-8-sig"), parse_int=whole_number)
+            yield origin, json.loads(line.decode("utf-8-sig"), parse_int=whole_number)
         except RecursionError:
-            yield place, Unreadable("not readable as JSON: nested too deeply")
+            yield origin, Unreadable("not readable as JSON: nested too deeply")
         except UnicodeDecodeError as error:
-            yield place, Unreadable(f"not UTF-8: {error.reason}; {SAVE_AS_UTF8}")
+            yield origin, Unreadable(f"not UTF-8: {error.reason}; {SAVE_AS_UTF8}")
         except ValueError as error:
-            yield place, Unreadable(f"not readable as JSON: {str(error)[:200]}")
+            yield origin, Unreadable(f"not readable as JSON: {str(error)[:200]}")
 
 
 def numbered_lines(path: Path, *, cut: bool = False) -> Iterator[tuple[int, bytes]]:
@@ -322,6 +322,6 @@ def numbered_lines(path: Path, *, cut: bool = False) -> Iterator[tuple[int, byte
 
 
 def numbered(path: Path, values: Iterable[object]) -> Iterator[tuple[str, object]]:
-    """Pairs values with their place in `path`."""
+    """Pairs values with their origin in `path`."""
     for index, value in enumerate(values):
         yield f"{path.name}[{index}]", value

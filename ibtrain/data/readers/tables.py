@@ -20,7 +20,7 @@ _QUOTED = re.compile(r'"[^"]*"')
 
 
 def csv_entries(path: Path) -> Iterator[tuple[str, object]]:
-    """(place, row by column) of each row of a CSV file with a header; empty cells are left out.
+    """(origin, row by column) of each row of a CSV file with a header; empty cells are left out.
 
     Cells are separated by what stands most often in the header (comma, semicolon, tab or bar), or
     by what a first line `sep=;` says. Columns without a name are left out where nothing stands in

@@ -47,7 +47,7 @@ def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejec
         if not rounds:
             raise Unused("no turns")
         if len(rounds) > MAXIMUM_ROUNDS:
-            raise FieldError(f"{row.place}: {len(rounds)} rounds; at most {MAXIMUM_ROUNDS}")
+            raise FieldError(f"{row.origin}: {len(rounds)} rounds; at most {MAXIMUM_ROUNDS}")
         for number, turn in enumerate(rounds, start=1):
             question = _text(turn, "question", questions)
             details = {"image_id": image_id, "round": number, "caption": caption}
@@ -127,10 +127,12 @@ def _text(turn: Row, key: str, texts: list[str | None]) -> str:
 
 def _pointed(turn: Row, key: str, index: object, texts: list[str | None]) -> str:
     if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(texts):
-        raise FieldError(f"{turn.place}: {key!r} holds an index that is none of {len(texts)} texts")
+        raise FieldError(
+            f"{turn.origin}: {key!r} holds an index that is none of {len(texts)} texts"
+        )
     text = texts[index]
     if not text:
-        raise FieldError(f"{turn.place}: {key!r} points to text {index}, which is none or empty")
+        raise FieldError(f"{turn.origin}: {key!r} points to text {index}, which is none or empty")
     return text
 
 
@@ -143,16 +145,16 @@ def _options(
     indices = turn.entries("answer_options")
     if not 2 <= len(indices) <= MAXIMUM_OPTIONS:
         raise FieldError(
-            f"{turn.place}: 'answer_options' must be 2 to {MAXIMUM_OPTIONS}, found {len(indices)}"
+            f"{turn.origin}: 'answer_options' must be 2 to {MAXIMUM_OPTIONS}, found {len(indices)}"
         )
     options = [_pointed(turn, "answer_options", index, answers) for index in indices]
     if not turn.has("gt_index"):
         if labelled:
-            raise FieldError(f"{turn.place}: 'gt_index' is missing")
+            raise FieldError(f"{turn.origin}: 'gt_index' is missing")
         return (), {"choices": options}
     correct = correct_index(turn, "gt_index", len(options))
     if options[correct] != _text(turn, "answer", answers):
-        raise FieldError(f"{turn.place}: 'gt_index' points to another option than 'answer'")
+        raise FieldError(f"{turn.origin}: 'gt_index' points to another option than 'answer'")
     return (Answer(options[correct]),), {"choices": options, "correct_choice": correct}
 
 

@@ -47,7 +47,7 @@ def _read_official(
         if found is None:
             assert answers_path is not None
             raise FieldError(
-                f"{row.place}: question {question_id} has no entry in {answers_path.name}"
+                f"{row.origin}: question {question_id} has no entry in {answers_path.name}"
             )
         yield asked(
             entry,

@@ -31,7 +31,7 @@ def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejec
         relation = row.note("relation")
         if relation is not None:
             details["relation"] = relation
-        line = row.place.rpartition(":")[2]
+        line = row.origin.rpartition(":")[2]
         yield Example(
             entry.name,
             entry.task,

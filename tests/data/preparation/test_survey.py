@@ -1,4 +1,4 @@
-"""The plan of a conversion: ids that come again, whatever the number of parts and batches."""
+"""The survey of a conversion: ids that come again, whatever the number of chunks and batches."""
 
 import json
 import tracemalloc
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ibtrain.data.preparation import survey
-from ibtrain.data.preparation.survey import Plan, make_plan
+from ibtrain.data.preparation.survey import Survey, make_survey
 from ibtrain.data.readers import Rejected
 from ibtrain.data.records import Answer, Example
 
@@ -28,20 +28,21 @@ def example(identity: str, text: str, annotation: str = "", image: str = "a.jpg"
     )
 
 
-def planned(tmp_path: Path, *found: Example | Rejected) -> Plan:
+def planned(tmp_path: Path, *found: Example | Rejected) -> Survey:
     directory = tmp_path / "parts"
     directory.mkdir(exist_ok=True)
-    return make_plan(directory, Path("/data/raw"), found)
+    return make_survey(directory, Path("/data/raw"), found)
 
 
-def contents(plan: Plan) -> list[tuple[int, str, str]]:
+def contents(survey: Survey) -> list[tuple[int, str, str]]:
     """(place, id, answer) of every example, in the order of the annotations."""
-    rows = [plan.example(line) for part in range(plan.parts) for line in plan.lines_of(part)]
+    chunks = range(survey.chunks)
+    rows = [survey.example(line) for chunk in chunks for line in survey.lines_of(chunk)]
     return sorted((number, found.id, found.answers[0].text) for number, found in rows)
 
 
 def test_ids_that_come_again_are_renamed_and_nothing_else_is(tmp_path: Path):
-    plan = planned(
+    survey = planned(
         tmp_path,
         example("7", "red"),
         example("7", "left"),
@@ -54,7 +55,7 @@ def test_ids_that_come_again_are_renamed_and_nothing_else_is(tmp_path: Path):
         example("7#3", "three"),
         example("7#2", "again"),
     )
-    assert contents(plan) == [
+    assert contents(survey) == [
         (0, "7", "red"),
         (1, "7#2#2", "left"),
         (3, "7#2", "is called so"),
@@ -64,8 +65,8 @@ def test_ids_that_come_again_are_renamed_and_nothing_else_is(tmp_path: Path):
         (8, "7#3", "three"),
         (9, "7#2#2#2", "again"),
     ]
-    assert (plan.read, plan.examples, plan.renamed) == (10, 8, 3)
-    assert plan.dropped == {"duplicate": 2}
+    assert (survey.read, survey.examples, survey.renamed) == (10, 8, 3)
+    assert survey.dropped == {"duplicate": 2}
 
 
 def test_an_annotation_is_kept_renamed_or_left_out_as_a_whole(tmp_path: Path):
@@ -73,7 +74,7 @@ def test_an_annotation_is_kept_renamed_or_left_out_as_a_whole(tmp_path: Path):
         return [example(f"a-{n}", text, place) for n, text in enumerate(texts)]
 
     bad = Rejected("a", "damaged")
-    plan = planned(
+    survey = planned(
         tmp_path,
         *talk("f[0]", "one"),
         *talk("f[1]", "one", "two"),  # the first turn is known, the whole is not
@@ -82,18 +83,18 @@ def test_an_annotation_is_kept_renamed_or_left_out_as_a_whole(tmp_path: Path):
         *talk("f[3]", "one"),
         *talk("f[4]", "other"),
     )
-    assert contents(plan) == [
+    assert contents(survey) == [
         (0, "a-0", "one"),
         (1, "a-0#2", "one"),
         (2, "a-1#2", "two"),
         (7, "a-0#3", "other"),
     ]
-    assert (plan.renamed, plan.dropped, plan.rejected) == (3, {"duplicate": 3}, 1)
-    assert plan.rejections() == [{"number": 3, "id": "a", "reason": "damaged"}]
+    assert (survey.renamed, survey.dropped, survey.rejected) == (3, {"duplicate": 3}, 1)
+    assert survey.rejections() == [{"number": 3, "id": "a", "reason": "damaged"}]
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_names_are_unique_and_the_same_for_any_batches_and_parts(
+def test_names_are_unique_and_the_same_for_any_batches_and_chunks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ):
     random = Random(seed)
@@ -105,7 +106,7 @@ def test_names_are_unique_and_the_same_for_any_batches_and_parts(
     results = []
     for batch, size in ((4096, 4096), (1, 4096), (7, 3)):
         monkeypatch.setattr(survey, "_BATCH", batch)
-        monkeypatch.setattr(survey, "PART_EXAMPLES", size)
+        monkeypatch.setattr(survey, "CHUNK_EXAMPLES", size)
         results.append(contents(planned(tmp_path, *found)))
     assert results[0] == results[1] == results[2]
     ids = [identity for _, identity, _ in results[0]]
@@ -115,14 +116,15 @@ def test_names_are_unique_and_the_same_for_any_batches_and_parts(
     said: set[tuple[tuple[str, str, str], ...]] = set()
     for number, pair in enumerate(zip(found[::2], found[1::2], strict=True)):
         whole = tuple((one.id, one.answers[0].text, str(one.image)) for one in pair)
-        places = {2 * number, 2 * number + 1}
-        assert (places <= kept) == (whole not in said) and (places & kept in (set(), places))
+        positions = {2 * number, 2 * number + 1}
+        assert (positions <= kept) == (whole not in said)
+        assert positions & kept in (set(), positions)
         said.add(whole)
 
 
 def test_data_without_repeats_has_the_lines_it_always_had(tmp_path: Path):
-    plan = planned(tmp_path, example("1", "red"), example("2", "blue", "f[1]"))
-    assert plan.lines_of(0) == [
+    made = planned(tmp_path, example("1", "red"), example("2", "blue", "f[1]"))
+    assert made.lines_of(0) == [
         f'{number}\t{survey._hash("raw/a.jpg"):016x}\t{{"dataset": "mine", "task": "task", '
         f'"id": "{number + 1}", "image": "raw/a.jpg", "answers": [{{"text": "{text}", '
         '"weight": 1.0}], "form": "", "slots": {}, "instructions": ["Q"], "details": {}, '
@@ -158,11 +160,11 @@ def test_memory_stays_bounded_however_many_ids_come_again(
         directory = tmp_path / str(number)
         directory.mkdir()
         tracemalloc.start()
-        plan = make_plan(directory, Path("/data/raw"), found(count))
+        made = make_survey(directory, Path("/data/raw"), found(count))
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-        assert plan.examples == count and plan.renamed > count // 3
+        assert made.examples == count and made.renamed > count // 3
         assert not list(directory.glob("plan/repeated*"))
-        assert json.loads((directory / "plan/plan.json").read_text())["renamed"] == plan.renamed
-    # A line of the plan has 250 bytes; of each id a few numbers are kept.
+        assert json.loads((directory / "plan/plan.json").read_text())["renamed"] == made.renamed
+    # A line of the survey has 250 bytes; of each id a few numbers are kept.
     assert min(peaks[2:]) - min(peaks[:2]) < 4500 * 64, peaks
