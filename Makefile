@@ -4,7 +4,7 @@ PROCESSES ?= 2
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: help quickstart test fuzz test-slurm test-oldest test-newest test-card check format environment clean
+.PHONY: help quickstart easy-vqa test fuzz test-slurm test-oldest test-newest test-card check format environment clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z][a-z -]*:.*## / {printf "%-36s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,6 +20,13 @@ $(STAMP): requirements.txt pyproject.toml
 
 quickstart: environment  ## the whole job on a toy world, from raw files to an exported model
 	$(VENV)/bin/python tools/quickstart.py
+
+easy-vqa: environment  ## a public data set as one's own: lists, shards, training, score
+	$(VENV)/bin/python examples/easy_vqa/make_lists.py easy_vqa/raw
+	for split in train test; do $(VENV)/bin/ibtrain data prepare examples/easy_vqa/easy_vqa.yaml \
+		--split $$split --raw easy_vqa/raw --out easy_vqa/$$split/easy_vqa || exit; done
+	$(VENV)/bin/ibtrain train examples/easy_vqa/recipe.yaml root=easy_vqa
+	$(VENV)/bin/ibtrain evaluate easy_vqa/runs/easy_vqa --data easy_vqa/test --out easy_vqa/evaluation
 
 test: environment  ## all tests, about 20 minutes on two cores
 	$(VENV)/bin/python -m pytest -n $(PROCESSES) --dist loadfile
@@ -47,4 +54,4 @@ format: environment  ## mend what ruff can mend
 	$(VENV)/bin/ruff format .
 
 clean:  ## remove what was built
-	rm -rf quickstart build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf quickstart easy_vqa build *.egg-info .pytest_cache .mypy_cache .ruff_cache

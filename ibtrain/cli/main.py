@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ibtrain.cli.data import add_data
-from ibtrain.cli.models import add_ask, add_evaluate, add_export
+from ibtrain.cli.models import add_ask, add_compare, add_evaluate, add_export, add_rank
 from ibtrain.cli.runs import add_check, add_plan, add_recipes, add_slurm, add_train
 from ibtrain.cli.saying import FAILED, WRONG_REQUEST, complain, rank, show_messages
 
@@ -68,7 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     add_train(verbs)
     add_slurm(verbs)
     add_ask(verbs)
+    add_rank(verbs)
     add_evaluate(verbs)
+    add_compare(verbs)
     add_export(verbs)
     return parser
 

@@ -20,6 +20,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ibtrain.data import catalog, instructions, readers
+from ibtrain.data.answering import section_of
 from ibtrain.data.preparation.conversion import Settings, convert_chunk, finished
 from ibtrain.data.preparation.merging import (
     FAILED,
@@ -145,6 +146,10 @@ def _request(settings: Settings, split: str) -> dict[str, Any]:
     }
     if readers.revision(entry) > 1:
         layout["revision"] = readers.revision(entry)
+    section = section_of(entry.evaluation, entry.metric)
+    known = entry.splits[split].sha256
+    # What evaluation asks and scores a dataset of one's own by lies with its shards.
+    shipped = entry.name in {known.name for known in catalog.entries()}
     return {
         "format": _FORMAT,
         "dataset": entry.name,
@@ -155,6 +160,8 @@ def _request(settings: Settings, split: str) -> dict[str, Any]:
         "keep_original": settings.keep_original,
         "frames": settings.frames,
         "sources": {_inside(path, settings.raw): _source_hash(path) for path in sources},
+        **({"evaluation": section} if section and not shipped else {}),
+        **({"known_files": known} if known and not shipped else {}),
     }
 
 

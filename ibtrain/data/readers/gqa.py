@@ -10,6 +10,8 @@ from ibtrain.data.readers.files import Images, annotation_files
 from ibtrain.data.readers.streams import list_entries, object_entries, top_level
 from ibtrain.data.records import Answer, Example
 
+REVISION = 2  # what was written from the same files before differs
+
 
 def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejected]:
     """One example per question; `details` has the detailed type of the question, if it is told."""
@@ -48,7 +50,8 @@ def _image_id(row: Row) -> str:
 
 def _details(row: Row, image_id: str) -> dict[str, Any]:
     details: dict[str, Any] = {"image_id": image_id}
-    notes = {"question_type": row.within("types").note("detailed")}
+    types = row.within("types")
+    notes = {"question_type": types.note("detailed"), "structural": types.note("structural")}
     notes["full_answer"] = row.note("fullAnswer")
     return details | {name: note for name, note in notes.items() if note is not None}
 

@@ -6,7 +6,8 @@ many gave an answer is its weight), or a list of objects with "answer". Its id i
 "id", else its position in the file. The dataset's `reader_options` rename what is read: {question:
 query, answer: label, image: file}; where an entry lacks such a name, its keys are compared without
 regard to case. With {generate: question}, the answer is given and the question is what is asked
-for.
+for. With {choices: options}, the list of texts at that key are an entry's choices, which evaluation
+can rank; a prompt shows them at {options}.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ibtrain.data.catalog import DatasetEntry
+from ibtrain.data.instructions import format_options
+from ibtrain.data.readers.choices import choices_of
 from ibtrain.data.readers.fields import (
     FieldError,
     Rejected,
@@ -31,7 +34,7 @@ from ibtrain.data.records import Answer, Example
 
 REVISION = 2  # what was written from the same files before differs
 MAXIMUM_IMAGES = 64  # of one example
-OPTIONS = ("image", "question", "answer", "id", "generate")
+OPTIONS = ("image", "question", "answer", "id", "generate", "choices")
 
 
 def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejected]:
@@ -68,10 +71,27 @@ def read_list(
             _answers(row, options.get("answer"), labelled),
             {},
         )
+        if "choices" in options:
+            example = _with_choices(example, choices_of(row, options["choices"]), row.origin)
         yield replace(example, **shown_as)
 
     for number, pair in enumerate(entries(path)):
         yield from each([pair], partial(make, number=number))
+
+
+def _with_choices(example: Example, choices: list[str], origin: str) -> Example:
+    """The example with choices; FieldError where its answer is none of them."""
+    details: dict[str, Any] = {"choices": choices}
+    if example.answers:
+        if example.answers[0].text not in choices:
+            answer = example.answers[0].text
+            raise FieldError(f"{origin}: the answer {answer[:60]!r} is none of the choices")
+        details["correct_choice"] = choices.index(example.answers[0].text)
+    return replace(
+        example,
+        slots={**example.slots, "options": format_options(choices)},
+        details={**example.details, **details},
+    )
 
 
 def asked(

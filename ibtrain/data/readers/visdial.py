@@ -2,7 +2,8 @@
 
 Questions and answers are kept in two lists, and the rounds hold indices into them. The caption of
 the image begins the history of every round, as VisDial (arXiv 1611.08669) defines it. LAVIS reads
-the same files.
+the same files. Where the dense annotations lie beside the dialogs, `relevance` in `details` has
+those of the round of each dialog that they are of.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,7 +21,7 @@ from ibtrain.data.readers.fields import (
     each,
 )
 from ibtrain.data.readers.files import Images, annotation_files
-from ibtrain.data.readers.streams import entries_under
+from ibtrain.data.readers.streams import entries_under, list_entries
 from ibtrain.data.records import Answer, Example
 
 MAXIMUM_ROUNDS = 100
@@ -30,8 +31,9 @@ MAXIMUM_CHARACTERS = 1 << 29  # of all questions or answers; VisDial's own have 
 
 def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejected]:
     """Examples IMAGE-ROUND, rounds counted from 1; the test split asks its last round alone."""
-    (path,) = annotation_files(raw, split, entry)
+    path, *rest = annotation_files(raw, split, entry)
     images = Images(raw, entry)
+    relevances = _relevances(rest[0]) if rest else {}
     questions = _texts(path, "data.questions")
     answers = _texts(path, "data.answers")
     labelled = entry.splits[split].labelled
@@ -50,6 +52,9 @@ def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejec
             question = _text(turn, "question", questions)
             details = {"image_id": image_id, "round": number, "caption": caption}
             right, ranked = _options(turn, answers, labelled)
+            relevance = relevances.get((image_id, number))
+            if relevance is not None and len(relevance) == len(ranked.get("choices", ())):
+                details["relevance"] = relevance
             if ranked:
                 yield Example(
                     entry.name,
@@ -65,6 +70,26 @@ def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejec
             history.append(f"Question: {question} Answer: {answer}")
 
     yield from each(entries_under(path, "data.dialogs"), make)
+
+
+def _relevances(path: Path) -> dict[tuple[str, int], list[float]]:
+    """How relevant each option of a round is, by image and round: the dense annotations.
+
+    Raises:
+        ValueError: naming the file, where it is damaged.
+    """
+    found = {}
+    for place, value in list_entries(path):
+        try:
+            row = Row(value, place)
+            given = row.entries("gt_relevance" if row.has("gt_relevance") else "relevance")
+            numbers = [float(one) for one in given if isinstance(one, (int, float))]
+            if len(numbers) != len(given):
+                raise FieldError(f"{place}: 'gt_relevance' must be a list of numbers")
+            found[row.identity("image_id"), row.integer("round_id")] = numbers
+        except FieldError as error:
+            raise ValueError(f"{path}: {error}") from error
+    return found
 
 
 def _texts(path: Path, key: str) -> list[str | None]:

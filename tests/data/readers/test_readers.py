@@ -292,7 +292,12 @@ def test_gqa_is_keyed_by_question(coco: Path, write_json: WriteJson):
         image=raw / "images/n1.jpg",
         answers=(Answer("yes", 1.0),),
         slots={"question": "Is it red?"},
-        details={"image_id": "n1", "question_type": "existAttr", "full_answer": "Yes, it is."},
+        details={
+            "image_id": "n1",
+            "question_type": "existAttr",
+            "structural": "verify",
+            "full_answer": "Yes, it is.",
+        },
     )
     # What only a report uses is optional.
     without = found.pop(3)

@@ -131,3 +131,14 @@ def test_the_test_split_asks_its_last_round_alone(tmp_path: Path):
         [],
         {},
     )
+
+
+def test_relevances_are_of_the_round_that_they_tell(tmp_path: Path):
+    raw = raw_directory("visdial/official", tmp_path)
+    relevance = [0.0, 1, 0.5, *[0.0] * 97]
+    dense = [{"image_id": 185565, "round_id": 2, "gt_relevance": relevance}]
+    (raw / "visdial_1.0_val_dense_annotations.json").write_text(json.dumps(dense))
+    records, *_ = prepared("visdial", raw, "val")
+    assert {one.id: one.details["relevance"] for one in records if "relevance" in one.details} == {
+        "185565-2": relevance
+    }
