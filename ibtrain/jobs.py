@@ -15,11 +15,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ibtrain.config import Recipe, RecipeError, dump_recipe, micro_batches_per_step
+from ibtrain.config import Recipe, RecipeError, dump_recipe
 from ibtrain.files import write_whole
 from ibtrain.planning.devices import Device, device_named
 from ibtrain.planning.plan import Cluster, Plan, make_plan
-from ibtrain.sharding import AUTO
+from ibtrain.sharding import AUTO, micro_batches_per_step
 
 # In an installed package they lie inside it, in a checkout beside it.
 SCRIPTS = next(

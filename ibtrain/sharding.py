@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ibtrain.config import Recipe, RecipeError, micro_batches_per_step
+from ibtrain.config import Recipe, RecipeError, TrainingSection
 from ibtrain.files import FileError, check_not_pointer
 
 logger = logging.getLogger(__name__)
@@ -86,6 +86,29 @@ _OF_SCALING = (  # they say nothing where fp16 is off
     "min_loss_scale",
     "opt_level",
 )
+
+
+def micro_batches_per_step(recipe: Recipe, world: int) -> int:
+    """Micro-batches that each rank runs per optimizer step.
+
+    Raises:
+        RecipeError: when the global batch does not divide among the ranks.
+    """
+    training = recipe.training
+    if training.global_batch % world:
+        raise RecipeError(
+            f"training.global_batch is {training.global_batch}, which does not divide among "
+            f"{world} ranks; choose a multiple of {world}, or {_nearest_counts(training, world)}"
+        )
+    return -(-(training.global_batch // world) // training.micro_batch)
+
+
+def _nearest_counts(training: TrainingSection, world: int) -> str:
+    """The numbers of ranks next to `world` that divide the global batch."""
+    batch = training.global_batch
+    fewer = max(count for count in range(1, world) if batch % count == 0)
+    more = next((count for count in range(world + 1, batch + 1) if batch % count == 0), None)
+    return f"{fewer} ranks" if more is None else f"{fewer} or {more} ranks"
 
 
 def sharding_file(sharding: str) -> Path:

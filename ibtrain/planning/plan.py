@@ -4,12 +4,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ibtrain.config import Recipe, micro_batches_per_step
+from ibtrain.config import Recipe
 from ibtrain.planning.devices import Device
 from ibtrain.planning.dry_run import DryRun, Lengths, Operation, build, dry_run
 from ibtrain.planning.memory import Counts, Sharding
 from ibtrain.pretrained.base import config_or_published
-from ibtrain.sharding import AUTO, read_sharding
+from ibtrain.sharding import AUTO, micro_batches_per_step, read_sharding
 
 SHARDINGS = ("zero1", "zero2", "zero3")
 BETWEEN_NODES, OFFLOADED = "zero3-hpz", "zero3-offload"

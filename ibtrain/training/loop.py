@@ -15,7 +15,7 @@ import torch
 
 from ibtrain import __version__
 from ibtrain.batch import Batch
-from ibtrain.config import Recipe, micro_batches_per_step
+from ibtrain.config import Recipe
 from ibtrain.data.mixture.fingerprint import order_fingerprint
 from ibtrain.data.mixture.loader import MixtureLoader
 from ibtrain.data.mixture.quarantine import BadDataError, Incident, Ledger
@@ -33,6 +33,7 @@ from ibtrain.distributed.sameness import refuse_unequal_code
 from ibtrain.fencing import Incarnation
 from ibtrain.pretrained.base import record_base
 from ibtrain.run_directory import take_run
+from ibtrain.sharding import micro_batches_per_step
 from ibtrain.training.checkpoint import load_checkpoint, save_checkpoint
 from ibtrain.training.engine import Engine
 from ibtrain.training.placement import choose_sharding, write_plan
