@@ -16,7 +16,6 @@ from ibtrain.config import Recipe, load_recipe
 from ibtrain.data.images import CLIP_MEAN, CLIP_STD
 from ibtrain.data.mixture.preview import write_preview
 from ibtrain.data.mixture.preview_page import (
-    SHOWN_CHARACTERS,
     ShownDataset,
     ShownSample,
     ShownText,
@@ -26,6 +25,7 @@ from ibtrain.data.mixture.sampling import draw_sample
 from ibtrain.data.mixture.shares import resolve_mixture
 from ibtrain.data.records import Answer
 from ibtrain.data.shards.records import read_records
+from ibtrain.pages import SHOWN_CHARACTERS
 from tests.data.shard_directories import jpeg, record, write_shards
 
 HOSTILE = '</script></style><script>alert(1)</script><img src=x onerror="alert(2)">&quot;\x00\u202e'
