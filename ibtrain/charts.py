@@ -6,6 +6,7 @@ table below it gives them to those who do not see it.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -240,7 +241,9 @@ def _columns(chart: Chart, lines: Sequence[Line], span: tuple[float, float]) -> 
 
 
 def _nearest(line: Line, x: float, within: float) -> Point | None:
-    point = min(line.points, key=lambda point: abs(point.x - x))
+    at = bisect_left(line.points, x, key=lambda point: point.x)
+    near = line.points[max(0, at - 1) : at + 1]
+    point = min(near, key=lambda point: abs(point.x - x))
     return point if abs(point.x - x) <= within else None
 
 

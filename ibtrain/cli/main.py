@@ -14,7 +14,7 @@ from typing import Any
 
 from ibtrain.cli.data import add_data
 from ibtrain.cli.models import add_ask, add_evaluate, add_export
-from ibtrain.cli.runs import add_check, add_plan, add_recipes, add_train
+from ibtrain.cli.runs import add_check, add_plan, add_recipes, add_report, add_train
 from ibtrain.cli.saying import FAILED, WRONG_REQUEST, complain, rank, show_messages
 
 
@@ -66,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     add_ask(verbs)
     add_evaluate(verbs)
     add_export(verbs)
+    add_report(verbs)
     return parser
 
 

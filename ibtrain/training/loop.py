@@ -36,6 +36,7 @@ from ibtrain.training.interruption import Interruption
 from ibtrain.training.request import Request
 from ibtrain.training.resume import find_resume
 from ibtrain.training.schedule import learning_rate
+from ibtrain.training.starts import record_start
 from ibtrain.training.telemetry import Telemetry
 from ibtrain.training.window import Window
 
@@ -118,6 +119,8 @@ class _Run:
         self.ledger = Ledger(mixture, recipe.data.bad_shard_budget)
         self.window = Window(self.names, self.engine.device)
         self.telemetry = on_rank_zero_only(ranks, lambda: Telemetry(recipe.output, self.first_step))
+        if self.telemetry is not None:
+            record_start(recipe.output, self.first_step, ranks, self.engine.device)
         self.interruption = Interruption()
         self._announce(resumed, [data.name for data in mixture.datasets if data.draws == 0])
 

@@ -7,7 +7,6 @@ its first error; here its events are appended to the file, each atomically. Wher
 not installed, metrics.jsonl alone is written.
 """
 
-import contextlib
 import io
 import json
 import logging
@@ -19,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ibtrain.files import write_whole
+from ibtrain.files import append, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +40,7 @@ class Telemetry:
         _drop_lines_after(self._lines, resumed_step)
         _drop_lines_after(self._quarantine, resumed_step)
         if self._events is not None:
-            _append(self._events.path, self._events.begin(resumed_step + 1))
+            append(self._events.path, self._events.begin(resumed_step + 1))
 
     def log(self, step: int, values: dict[str, Any]) -> None:
         """Appends `{"step": step, **values}`; nested mappings become `outer/inner` scalars.
@@ -63,7 +62,7 @@ class Telemetry:
     def _report(self, *written: tuple[Path, bytes]) -> None:
         try:
             for path, data in written:
-                _append(path, data)
+                append(path, data)
         except OSError as error:
             if not self._failing:
                 logger.warning("metrics cannot be written now (%s); training goes on", error)
@@ -117,19 +116,6 @@ class _EventFile:
         written = io.BytesIO()
         self._writer(written).write(event.SerializeToString())
         return written.getvalue()
-
-
-def _append(path: Path, data: bytes) -> None:
-    """Adds `data` at the end of a file; on an error the file is as it was."""
-    with path.open("ab", buffering=0) as file:
-        size = file.tell()
-        try:
-            while data:
-                data = data[file.write(data) :]
-        except OSError:
-            with contextlib.suppress(OSError):
-                file.truncate(size)
-            raise
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:
