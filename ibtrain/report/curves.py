@@ -1,6 +1,7 @@
 """The curves of runs, laid over each other."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from ibtrain.charts import Chart, Line, Mark, Point, drawn
@@ -13,6 +14,8 @@ _MOST_MARKS = 50
 def loss_chart(runs: Sequence[ReportedRun]) -> str:
     """The loss, large."""
     chart = _scalar(runs, "loss", "Loss", "per answer token")
+    if chart.marks:
+        chart = replace(chart, note="dotted: where a run went on from a checkpoint")
     return f"<div class='charts large'>{drawn(chart)}</div>"
 
 

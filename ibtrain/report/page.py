@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ibtrain import charts, pages
 from ibtrain.charts import legend
+from ibtrain.data.mixture.preview import MOST_SAMPLES
 from ibtrain.data.mixture.preview_page import CARD_STYLE, cards
 from ibtrain.defaults import REPORT_SAMPLES
 from ibtrain.pages import text
@@ -42,15 +43,17 @@ def write_report(
         ValueError: a path is no run directory, or there are too many, or `out` cannot be written.
         OSError: a file cannot be read or written.
     """
-    pages.check_writable(out)
     unlike = list({path.resolve(): path for path in paths}.values())
     if not 1 <= len(unlike) <= MOST_RUNS:
         raise ValueError(f"{len(unlike)} runs; a page lays 1 to {MOST_RUNS} over each other")
+    if not 0 <= samples <= MOST_SAMPLES:
+        raise ValueError(f"{samples} samples of each dataset; 0 to {MOST_SAMPLES} can be shown")
     for path in unlike:
         check_run(path)
     for path in evaluations:
         if not path.is_dir():
             raise ValueError(f"the evaluation {path} is not there; give what --out of it named")
+    pages.check_writable(out)
     runs = [read_run(path, label) for path, label in zip(unlike, _labels(unlike), strict=True)]
     found = [*evaluations, *(path for run in runs for path in evaluations_in(run.path))]
     pages.write_page(out, _page(runs, [read_evaluation(path) for path in found], samples))
@@ -182,7 +185,7 @@ nav{display:flex;flex-wrap:wrap;gap:4px 16px;margin-top:18px;font-size:13px}
 section{margin:30px 0}
 section>h3{margin-top:20px;text-transform:none;font-size:14px;letter-spacing:0}
 header table,section table{font-size:14px}
-td,th{white-space:nowrap}
+thead td{border-bottom:1px solid var(--line)}
 section th[scope=row]{text-align:left}
 .scroll td,.scroll th{text-align:left;padding-left:0;padding-right:18px}
 .notes{margin:14px 0 0;padding:8px 14px;background:var(--card);border:1px solid var(--line);

@@ -37,20 +37,20 @@ def record_start(run: Path, step: int, ranks: Ranks, device: torch.device) -> No
         "versions": _versions(),
         "environment": _environment(ranks, device),
     }
+    file = run / STARTS
     try:
-        append(run / STARTS, _on_a_line_of_its_own(run / STARTS, json.dumps(line)))
+        append(file, ("\n" * _ends_half_written(file) + json.dumps(line) + "\n").encode())
     except OSError as error:
         logger.warning("this start is not noted in %s (%s); training goes on", STARTS, error)
 
 
-def _on_a_line_of_its_own(path: Path, line: str) -> bytes:
-    """The line, behind what a kill may have left half written."""
-    half = False
-    if path.is_file() and path.stat().st_size:
-        with path.open("rb") as file:
-            file.seek(-1, os.SEEK_END)
-            half = file.read(1) != b"\n"
-    return ("\n" * half + line + "\n").encode()
+def _ends_half_written(file: Path) -> bool:
+    """Whether a kill has left half a line at the end."""
+    if not file.is_file() or not file.stat().st_size:
+        return False
+    with file.open("rb") as opened:
+        opened.seek(-1, os.SEEK_END)
+        return opened.read(1) != b"\n"
 
 
 def _versions() -> dict[str, str]:
