@@ -48,17 +48,9 @@ def _ask(parsed: argparse.Namespace) -> int:
 
 
 def _picture(file: Path) -> bytes:
-    from PIL import Image, UnidentifiedImageError
+    from ibtrain.evaluation.pictures import read_picture
 
-    if not file.is_file():
-        raise FileNotFoundError(f"the image {file} is not there; give --image a picture")
-    try:
-        with Image.open(file):
-            return file.read_bytes()
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{file} is not a picture; give --image one") from error
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{file} is too large a picture ({error}); reduce it") from error
+    return read_picture(file)
 
 
 def add_evaluate(verbs: Any) -> None:
