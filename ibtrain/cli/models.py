@@ -113,6 +113,12 @@ def add_export(verbs: Any) -> None:
         metavar="N",
         help="hf: the largest file (default %(default)s)",
     )
+    verb.add_argument(
+        "--evaluation",
+        type=Path,
+        metavar="DIR",
+        help="what `ibtrain evaluate` wrote of the model: its scores stand in the model card",
+    )
 
 
 def _export(parsed: argparse.Namespace) -> int:
@@ -127,6 +133,7 @@ def _export(parsed: argparse.Namespace) -> int:
         keep_adapter=parsed.keep_adapter,
         whole=parsed.whole,
         shard_bytes=int(parsed.shard_gigabytes * 1e9),
+        evaluation=parsed.evaluation,
     )
     document = {"directory": str(report.directory), "proof": report.proof}
     return say(parsed, document, report.sentence())
