@@ -22,6 +22,16 @@ def add_data(verbs: Any) -> None:
     toy.add_argument("--train-images", type=int, default=3000, metavar="N")
     toy.add_argument("--test-images", type=int, default=300, metavar="N")
     toy.add_argument("--no-videos", action="store_true", help="leave the video datasets out")
+    describe = verb_of(
+        nested, "describe", _describe, "write a first version of your own dataset's YAML"
+    )
+    describe.add_argument(
+        "directory", type=Path, metavar="DIR", help="images with a list in CSV, JSON Lines or JSON"
+    )
+    describe.add_argument("--name", help="of the dataset (default: the folder's)")
+    describe.add_argument(
+        "--out", type=Path, metavar="FILE.yaml", help="default: NAME.yaml in this directory"
+    )
     prepare = verb_of(nested, "prepare", _prepare, "raw files to shards")
     prepare.add_argument("dataset", metavar="DATASET")
     prepare.add_argument("--raw", type=Path, required=True, metavar="DIR")
@@ -114,6 +124,24 @@ def _toy(parsed: argparse.Namespace) -> int:
     )
     lines = [f"  {name:24} {count:>7,}" for name, count in counts.items()]
     return say(parsed, counts, f"toy world in {parsed.directory}\n" + "\n".join(lines))
+
+
+def _describe(parsed: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from ibtrain.data.describe import describe
+
+    found = describe(parsed.directory, parsed.out, parsed.name)
+    columns = ", ".join(f"{what} in {column!r}" for what, column in found.columns.items())
+    lines = [
+        f"{found.file}: {', '.join(f'{split} in {file}' for split, file in found.splits.items())}; "
+        f"{columns}; read by {found.reader}",
+        f"tried on the first entries: {found.examples:,} examples, {found.rejected:,} rejected"
+        + (f" ({found.first_reason})" if found.first_reason else ""),
+        f"look it over, then: ibtrain data prepare {found.file} --raw {parsed.directory} "
+        f"--out shards/{found.name}",
+    ]
+    return say(parsed, asdict(found) | {"file": str(found.file)}, "\n".join(lines))
 
 
 def _part(text: str) -> tuple[int, int]:
