@@ -1,11 +1,10 @@
 """`ibtrain data`: the catalog, the toy world, shards and what is in them, the mixture."""
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
-from ibtrain.cli.saying import FAILED, SUCCESS, say, verb_of
+from ibtrain.cli.saying import FAILED, SUCCESS, say, shows_progress, verb_of
 from ibtrain.defaults import FRAMES, PREVIEW_SAMPLES, QUARANTINE_BUDGET, SHORT_SIDE
 
 
@@ -163,7 +162,7 @@ def _prepare(parsed: argparse.Namespace) -> int:
         split=parsed.split,
         workers=parsed.workers,
         portion=parsed.part,
-        progress=sys.stderr.isatty(),
+        progress=shows_progress(parsed),
         budget=parsed.budget,
         short_side=parsed.short_side,
         keep_original=parsed.keep_original,
@@ -194,7 +193,7 @@ def _verify(parsed: argparse.Namespace) -> int:
     from ibtrain.data.shards.verify import verify
 
     rebuilt = rebuild_index(parsed.directory) if parsed.rebuild_index else None
-    shown = {"workers": parsed.workers, "progress": sys.stderr.isatty()}
+    shown = {"workers": parsed.workers, "progress": shows_progress(parsed)}
     report = verify(parsed.directory, **shown)
     replaced: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()

@@ -2,11 +2,10 @@
 
 import argparse
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
-from ibtrain.cli.saying import say, verb_of
+from ibtrain.cli.saying import say, shows_progress, verb_of
 from ibtrain.defaults import ASK_BEAMS, ASK_NEW_TOKENS, ASK_REPETITION_PENALTY, SHARD_GIGABYTES
 
 
@@ -84,7 +83,7 @@ def _evaluate(parsed: argparse.Namespace) -> int:
         batch_size=parsed.batch_size,
         limit=parsed.limit,
         shuffle_images=parsed.shuffle_images,
-        progress=sys.stderr.isatty(),
+        progress=shows_progress(parsed),
     )
     lines = [
         f"{name:24} {row['metric']:12} {100 * row['value']:6.2f}  "
