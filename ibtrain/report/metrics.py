@@ -110,6 +110,8 @@ def _by_dataset(metrics: Metrics, found: Any) -> list[tuple[str, float]]:
 
 def finite(value: Any) -> float | None:
     """A number that is one, None for anything else."""
+    if type(value) is float:
+        return value if math.isfinite(value) else None
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from ibtrain import charts, pages
 from ibtrain.charts import legend
-from ibtrain.data.mixture.preview import MOST_SAMPLES
-from ibtrain.data.mixture.preview_page import CARD_STYLE, cards
+from ibtrain.data.mixture.preview_page import CARD_STYLE, MOST_SAMPLES, cards
 from ibtrain.defaults import REPORT_SAMPLES
 from ibtrain.pages import text
 from ibtrain.report import curves, sections

@@ -9,7 +9,7 @@ MOST_POINTS = 600
 """Of a line; a page's chart has fewer pixels."""
 
 
-@dataclass
+@dataclass(slots=True)
 class _Values:
     """What is known of the values that became one point."""
 
@@ -18,6 +18,15 @@ class _Values:
     low: float
     high: float
     count: int
+
+    def take(self, step: int, value: float) -> None:
+        self.steps += step
+        self.total += value
+        if value < self.low:
+            self.low = value
+        elif value > self.high:
+            self.high = value
+        self.count += 1
 
     def add(self, other: "_Values") -> None:
         self.steps += other.steps
@@ -50,10 +59,12 @@ class Thinned:
         offset = max(0, step - self._first)
         while offset // self._range >= self._most:
             self._double()
-        new = _Values(step, value, value, value, 1)
-        old = self._points.setdefault(offset // self._range, new)
-        if old is not new:
-            old.add(new)
+        number = offset // self._range
+        values = self._points.get(number)
+        if values is None:
+            self._points[number] = _Values(step, value, value, value, 1)
+        else:
+            values.take(step, value)
 
     def _double(self) -> None:
         self._range *= 2

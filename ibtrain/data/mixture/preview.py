@@ -17,7 +17,13 @@ import torch
 from ibtrain.config import Recipe
 from ibtrain.data.images import CLIP_MEAN, CLIP_STD
 from ibtrain.data.mixture.collate import Sample
-from ibtrain.data.mixture.preview_page import ShownDataset, ShownSample, ShownText, page
+from ibtrain.data.mixture.preview_page import (
+    MOST_SAMPLES,
+    ShownDataset,
+    ShownSample,
+    ShownText,
+    page,
+)
 from ibtrain.data.mixture.reader import MixtureReader
 from ibtrain.data.mixture.sampling import augmentation_for, draw_sample
 from ibtrain.data.mixture.shares import Mixture, MixtureStratum
@@ -25,7 +31,6 @@ from ibtrain.data.records import Record
 from ibtrain.defaults import PREVIEW_SAMPLES
 from ibtrain.pages import check_writable, write_page
 
-MOST_SAMPLES = 500
 _AUGMENTATION = {
     "resize": "plain resize",
     "crop": "random crop, not mirrored",

@@ -11,6 +11,8 @@ from PIL import Image
 from ibtrain import pages
 from ibtrain.pages import text as _text
 
+MOST_SAMPLES = 500
+"""Of each dataset on one page."""
 _OPEN_VARIANTS = 3
 
 
