@@ -8,7 +8,7 @@
 Everything else in ibtrain may change from one version to the next.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -19,6 +19,14 @@ import ibtrain.torchvision_mend  # noqa: F401  (before transformers is imported)
 from ibtrain.defaults import ASK_BEAMS, ASK_NEW_TOKENS, ASK_REPETITION_PENALTY
 from ibtrain.evaluation.generation import DecodingSettings, generate
 from ibtrain.evaluation.pictures import read_picture
+from ibtrain.evaluation.ranking import (
+    Length,
+    Prior,
+    RankingSettings,
+    Scored,
+    best_first,
+    rank,
+)
 from ibtrain.pretrained.opening import OpenedModel, open_model, open_to_answer
 
 Picture = str | PathLike[str] | bytes | Image
@@ -131,6 +139,46 @@ class InstructBlip:
             seed=seed,
         )
         return generate(self._opened, [_pictures(image)], [prompt], settings)[0]
+
+    def rank(
+        self,
+        image: Picture | Sequence[Picture] | None,
+        prompt: str,
+        candidates: Sequence[str] | Mapping[str, Sequence[str]],
+        *,
+        length: Length = "sum",
+        prior: Prior = "none",
+    ) -> list[Scored]:
+        """The candidates, best first, by how likely the model holds each to be the answer.
+
+        >>> model = InstructBlip.load("my-model")
+        >>> ranked = model.rank("picture.jpg", "What color is the circle?", ["red", "blue"])
+        >>> sorted(one.text for one in ranked)
+        ['blue', 'red']
+        >>> ranked[0].logprob >= ranked[1].logprob
+        True
+
+        Args:
+            image: as for `ask`.
+            prompt: the instruction as it is.
+            candidates: answers; or, for each label, the texts that stand for it.
+            length: what the sum of log-probabilities is divided by: nothing ("sum"), the number of
+                "tokens", or that of "characters".
+            prior: what is subtracted: nothing ("none"), or what the model holds of a candidate
+                beside a blank "image", or with no content in the "prompt".
+
+        Returns:
+            Each with its `text`, its `logprob` (of all its tokens and the end of the answer) and
+            the `score` that it is ranked by.
+
+        Raises:
+            FileNotFoundError: an image is not there.
+            ValueError: an image is damaged or none, or there is no candidate.
+        """
+        settings = RankingSettings(length, prior)
+        own = dict(candidates) if isinstance(candidates, Mapping) else list(candidates)
+        scored = rank(self._opened, [_pictures(image)], [prompt], [own], settings)
+        return best_first(scored[0])
 
     @property
     def device(self) -> torch.device:

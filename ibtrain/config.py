@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from yaml import YAMLError
 
-from ibtrain.files import refuse_unbounded_yaml
+from ibtrain.files import FileError, check_not_pointer, refuse_unbounded_yaml
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -258,7 +258,8 @@ class Recipe(Section):
     output: Path
     seed: int = Field(default=0, ge=0)
     sharding: str = "zero3"
-    """A file of ds_configs/ by its name, or the path of a DeepSpeed JSON."""
+    """A file of ds_configs/ by its name, or the path of a DeepSpeed JSON; `auto`: the planner
+    chooses one for the GPUs at every start, and RUN/plan.json says which and why."""
     kernels: Literal["auto", "off"] = "auto"
     """Fused kernels where the device has them; `off`: torch's and transformers' own everywhere."""
     model: ModelSection
@@ -308,9 +309,17 @@ def micro_batches_per_step(recipe: Recipe, world: int) -> int:
     if training.global_batch % world:
         raise RecipeError(
             f"training.global_batch is {training.global_batch}, which does not divide among "
-            f"{world} ranks; choose a multiple of {world}"
+            f"{world} ranks; choose a multiple of {world}, or {_nearest_counts(training, world)}"
         )
     return -(-(training.global_batch // world) // training.micro_batch)
+
+
+def _nearest_counts(training: TrainingSection, world: int) -> str:
+    """The numbers of ranks next to `world` that divide the global batch."""
+    batch = training.global_batch
+    fewer = max(count for count in range(1, world) if batch % count == 0)
+    more = next((count for count in range(world + 1, batch + 1) if batch % count == 0), None)
+    return f"{fewer} ranks" if more is None else f"{fewer} or {more} ranks"
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -327,6 +336,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
                 "(for example training.steps=100)"
             )
     try:
+        check_not_pointer(path)
         refuse_unbounded_yaml(path)
         loaded = OmegaConf.load(path)
         if not isinstance(loaded, DictConfig):
@@ -339,6 +349,8 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     except (OmegaConfBaseException, YAMLError, OSError, ValueError, RecursionError) as error:
         if isinstance(error, RecipeError):
             raise
+        if isinstance(error, FileError):
+            raise RecipeError(str(error)) from error
         raise RecipeError(f"{path} cannot be read as a recipe: {error}") from error
     try:
         return Recipe.model_validate(values)

@@ -51,23 +51,6 @@ def write_whole(path: Path, content: str | bytes, *, temporary: Path | None = No
     sync(path.parent)
 
 
-def append(path: Path, data: bytes) -> None:
-    """Adds `data` at the end of a file, which is made where there is none.
-
-    Raises:
-        OSError: it cannot be written; the file is then as it was.
-    """
-    with path.open("ab", buffering=0) as file:
-        size = file.tell()
-        try:
-            while data:
-                data = data[file.write(data) :]
-        except OSError:
-            with contextlib.suppress(OSError):
-                file.truncate(size)
-            raise
-
-
 def sync(path: Path) -> None:
     """Makes a file's content durable, or a directory's renames."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -1,26 +1,24 @@
-"""The run directory on disk: step directories, manifests, the pointer to the latest, the lock.
+"""The run directory on disk: step directories, manifests, the pointer to the latest.
 
     RUN/checkpoints/LATEST  RUN/checkpoints/step-00003000/{trainable,optimizer}.safetensors,
     state.json, MANIFEST.json
 
-A step directory appears atomically: it is written under another name, synced, and renamed;
+A step directory appears atomically: it is written elsewhere (fencing.py), synced, and renamed;
 LATEST is replaced afterwards, atomically. A manifest holds every file's size and SHA-256, and its
 own digest, so that one flipped byte anywhere is found.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
-import os
 import re
 import shutil
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ibtrain.files import FileError, read_json, sha256_of, sync, write_whole
+from ibtrain.fencing import INCARNATIONS, REPLACED, SUPERSEDED, Incarnation
+from ibtrain.files import FileError, read_json, sha256_of, sync
 
 MANIFEST = "MANIFEST.json"
 LATEST = "LATEST"
@@ -92,80 +90,107 @@ def _names(steps: list[Path]) -> str:
     return ", ".join(step.name for step in steps) or "there is none"
 
 
-def _replaced(directory: Path) -> Path:
-    return directory.with_name(f".replaced-{directory.name}")
-
-
 def _put_back(directory: Path) -> None:
-    """Undoes a replacement that stopped between its two renames, if there was one."""
-    with contextlib.suppress(FileNotFoundError):  # none, or another rank put it back
-        _replaced(directory).rename(directory)
+    """Undoes a replacement that was killed between its two renames, if there was one."""
+    for before in (directory.parent.parent / INCARNATIONS).glob(f"*/{REPLACED}{directory.name}"):
+        with contextlib.suppress(OSError):  # another process put it back
+            before.rename(directory)
 
 
-def publish_step(run: Path, step: int, write_files: Callable[[Path], None]) -> Path:
+def take_run(run: Path) -> Incarnation:
+    """Takes a run directory, which is made where there is none, from whatever run holds it.
+
+    Raises:
+        OSError: when it cannot be written to.
+        RuntimeError: when what an earlier run writes cannot be removed.
+    """
+    return Incarnation(run, checkpoints(run))
+
+
+def publish_step(
+    run: Path,
+    step: int,
+    write_files: Callable[[Path], None],
+    incarnation: Incarnation | None = None,
+) -> Path:
     """Writes a step directory whole: `write_files` fills a temporary directory, which is synced,
     given a manifest, renamed into place, and then named by LATEST.
 
     On an error nothing of it stays, and what was there before is untouched.
 
+    Args:
+        run: the run directory.
+        step: which.
+        write_files: writes the files of a step into a directory.
+        incarnation: which holds the run directory; default: it is taken.
+
     Raises:
+        FencedError: when a later incarnation has begun.
         OSError: what `write_files` or the file system raised (a full disk, for example).
     """
-    folder = checkpoints(run)
-    folder.mkdir(parents=True, exist_ok=True)
-    final = folder / step_name(step)
-    temporary = folder / f".writing-{step_name(step)}"
-    shutil.rmtree(temporary, ignore_errors=True)
+    held = incarnation or take_run(run)
+    final = checkpoints(run) / step_name(step)
+    temporary, before = held.directory / final.name, held.directory / f"{REPLACED}{final.name}"
+    for left in (temporary, before):
+        shutil.rmtree(left, ignore_errors=True)
     try:
         temporary.mkdir()
         write_files(temporary)
         _write_manifest(temporary, step)
         for file in temporary.iterdir():
-            descriptor = os.open(file, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            sync(file)
         sync(temporary)
         if final.exists():  # the same step written again after a resume from an older one
-            shutil.rmtree(_replaced(final), ignore_errors=True)
-            final.rename(_replaced(final))
-            temporary.rename(final)
-            shutil.rmtree(_replaced(final))
-        else:
-            temporary.rename(final)
-        sync(folder)
-        write_whole(folder / LATEST, f"{final.name}\n")
+            held.publish(final, before)
+        held.publish(temporary, final)
+        shutil.rmtree(before, ignore_errors=True)
+        held.write(checkpoints(run) / LATEST, f"{final.name}\n")
     except BaseException:
-        if not final.exists():
-            _put_back(final)
-        shutil.rmtree(temporary, ignore_errors=True)
-        (folder / f".{LATEST}.tmp").unlink(missing_ok=True)
+        if before.exists() and not final.exists():
+            held.publish(before, final)
+        for left in (temporary, before):
+            shutil.rmtree(left, ignore_errors=True)
+        held.check()
         raise
     return final
 
 
-def prune_steps(run: Path, keep: int) -> None:
-    """Removes all but the newest `keep` steps (never the one LATEST names) and leftovers of
-    interrupted writes. The manifest goes first, so that a half-removed step is not a whole one.
+def prune_steps(run: Path, keep: int, incarnation: Incarnation) -> None:
+    """Removes all but the newest `keep` steps, never the one LATEST names.
+
+    Each leaves its place before it is taken apart, so that a half-removed step is not a whole one.
+
+    Raises:
+        FencedError: when a later incarnation has begun.
+        OSError: what the file system raised.
     """
     latest = latest_step(run)
     for directory in whole_steps(run)[:-keep]:
         if directory != latest:
-            (directory / MANIFEST).unlink(missing_ok=True)
-            shutil.rmtree(directory)
-    for leftover in checkpoints(run).glob(".*-step-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+            removed = incarnation.directory / f"pruned-{directory.name}"
+            incarnation.publish(directory, removed)
+            try:
+                shutil.rmtree(removed)
+            except OSError:
+                incarnation.check()
+                raise
 
 
-def set_aside_newer(run: Path, step: Path) -> None:
-    """Makes `step` the latest again: newer step directories are renamed to superseded-step-…."""
-    write_whole(checkpoints(run) / LATEST, f"{step.name}\n")
+def set_aside_newer(run: Path, step: Path, incarnation: Incarnation) -> None:
+    """Makes `step` the latest again: newer step directories are renamed to superseded-step-….
+
+    Raises:
+        FencedError: when a later incarnation has begun.
+        OSError: what the file system raised.
+    """
+    incarnation.write(checkpoints(run) / LATEST, f"{step.name}\n")
     for directory in whole_steps(run):
         if _number(directory) > _number(step):
-            superseded = directory.with_name(f"superseded-{directory.name}")
-            shutil.rmtree(superseded, ignore_errors=True)
-            directory.rename(superseded)
+            aside = directory.with_name(f"{SUPERSEDED}{directory.name}")
+            moved = incarnation.directory / aside.name
+            incarnation.publish(directory, moved)
+            shutil.rmtree(aside, ignore_errors=True)
+            incarnation.publish(moved, aside)
 
 
 def _digest(manifest: dict[str, Any]) -> str:
@@ -238,34 +263,3 @@ def _remedy(directory: Path) -> str:
     if not others:
         return "there is no older checkpoint: copy it again, or start in a new output directory"
     return f"to go on from the one before, add checkpoint.resume_from={others[-1]}"
-
-
-class RunLock:
-    """Keeps a second run out of an output directory, for as long as this process lives.
-
-    The kernel drops the lock with the process, however it dies.
-    """
-
-    def __init__(self, run: Path) -> None:
-        run.mkdir(parents=True, exist_ok=True)
-        self._path = run / ".lock"
-        self._file = self._path.open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._file.seek(0)
-            holder = self._file.read().strip() or "another process"
-            self._file.close()
-            raise RunDirectoryError(
-                f"{run} is in use by another run ({holder}); wait for it, stop it, or give this "
-                "one its own directory with output=DIR"
-            ) from error
-        self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        self._file.flush()
-        # A forked data worker shares the lock, and may outlive a killed run by some seconds.
-        os.register_at_fork(after_in_child=self._file.close)
-
-    def release(self) -> None:
-        """Gives the directory back."""
-        self._file.close()

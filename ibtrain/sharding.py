@@ -1,5 +1,8 @@
 """The DeepSpeed configurations: those of ds_configs/ by name, any other by path.
 
+Those of ds_configs/ can be given to DeepSpeed as they are, and so hold a micro-batch, which is not
+the run's.
+
 A file of one's own may hold what other trainers' files hold: "auto" stands for the recipe's value,
 and where the recipe has none for that of the shipped file of the same stage. What the recipe
 determines may stand in it as long as it says the same.
@@ -7,13 +10,20 @@ determines may stand in it as long as it says the same.
 
 import difflib
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ibtrain.config import Recipe, RecipeError, micro_batches_per_step
+from ibtrain.files import FileError, check_not_pointer
+
+logger = logging.getLogger(__name__)
 
 _LARGEST = 1 << 20  # bytes
+AUTO = "auto"
+"""The `sharding` of a recipe that the planner chooses one for when it starts."""
+_SECONDARY = "zero_hpz_partition_size"
 # In an installed package they lie inside it, in a checkout beside it.
 DS_CONFIGS = next(
     directory
@@ -56,7 +66,10 @@ _PASSED_ON: dict[str, type | tuple[type, ...]] = {
     "flops_profiler": dict,
     "aio": dict,
 }
+# LLaMA-Factory's files have them; DeepSpeed reads neither.
+_WITHOUT_MEANING = ("comms_config", "monitor_config")
 _RECIPE_SAYS = {
+    "fp8": "model.precision",
     "activation_checkpointing": "model.gradient_checkpointing",
     "sparse_attention": "kernels",
     "compile": "kernels",
@@ -91,8 +104,12 @@ def sharding_file(sharding: str) -> Path:
     return path
 
 
-def read_sharding(sharding: str) -> dict[str, Any]:
+def read_sharding(sharding: str, gpus_per_node: int | None = None) -> dict[str, Any]:
     """The content of the DeepSpeed JSON that a recipe's `sharding` names.
+
+    Args:
+        sharding: a name or a path.
+        gpus_per_node: among which zero3-hpz spreads its second copy; default: as in the file.
 
     Raises:
         RecipeError: when it is not there, is no JSON object, has a key that is not known here, or
@@ -100,6 +117,11 @@ def read_sharding(sharding: str) -> dict[str, Any]:
     """
     path = sharding_file(sharding)
     config = _read(path)
+    for key in [*config]:
+        # A comment is written so, for want of another way in JSON.
+        if key in _WITHOUT_MEANING or key.startswith(("_", "//", "#")):
+            logger.info("%s: %r says nothing to DeepSpeed and is passed over", path, key[:80])
+            del config[key]
     for key, value in config.items():
         _check_key(path, key, value)
     zero = config.get("zero_optimization", {})
@@ -110,6 +132,10 @@ def read_sharding(sharding: str) -> dict[str, Any]:
             "write the number 1, 2 or 3"
         )
     shipped = _read(DS_CONFIGS / f"zero{stage}.json")
+    if path.parent == DS_CONFIGS:
+        config = {key: value for key, value in config.items() if key not in DETERMINED}
+        if gpus_per_node is not None and _SECONDARY in zero:
+            config["zero_optimization"] = zero | {_SECONDARY: gpus_per_node}
     return _without_auto(config, shipped)
 
 
@@ -271,11 +297,14 @@ def _without_auto(section: dict[str, Any], shipped: dict[str, Any]) -> dict[str,
 def _read(path: Path) -> dict[str, Any]:
     """A JSON object of bounded size, each key of which stands once."""
     try:
+        check_not_pointer(path)
         with path.open("rb") as file:
             text = file.read(_LARGEST + 1)
         if len(text) > _LARGEST:
             raise ValueError(f"more than {_LARGEST} bytes")
         config = json.loads(text.decode("utf-8-sig"), object_pairs_hook=_once)
+    except FileError as error:
+        raise RecipeError(str(error)) from error
     except (OSError, ValueError, RecursionError) as error:
         raise RecipeError(f"{path} cannot be read as JSON ({error}); correct it") from error
     if not isinstance(config, dict):

@@ -70,16 +70,24 @@ def open_tokenizer(directory: Path, **tokens: str) -> PreTrainedTokenizerBase:
         raise ValueError(f"{directory} is not there; give the directory of a downloaded model")
     settings = _settings(directory)
     try:
+        tokenizer: PreTrainedTokenizerBase
         if _is_read_whole(directory, settings):
-            return _read_whole(directory, settings, tokens)
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            directory,
-            local_files_only=True,
-            trust_remote_code=False,
-            truncation_side="left",
-            **tokens,
-        )
-    except Exception as error:  # the tokenizers library raises nothing finer
+            tokenizer = _read_whole(directory, settings, tokens)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(
+                directory,
+                local_files_only=True,
+                trust_remote_code=False,
+                truncation_side="left",
+                **tokens,
+            )
+        # transformers opens some that then fail at any text, and returns False for others.
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):
+            raise ValueError("transformers makes none of its files")
+        tokenizer("a")
+    except BaseException as error:  # the tokenizers library raises nothing finer, and panics
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         first = str(error).strip().partition("\n")[0][:200]
         raise ValueError(
             f"{directory} has no tokenizer that can be opened ({first}); copy its files again"
@@ -101,8 +109,11 @@ def _settings(directory: Path) -> dict[str, Any]:
         return {}
     try:
         settings = read_json(file, "copy its files again")
+        if (directory / _WHOLE).is_file():  # a damaged one some releases pass over without a word
+            read_json(directory / _WHOLE, "copy its files again")
     except FileError as error:
         raise ValueError(f"{directory} has no tokenizer that can be opened ({error})") from error
+    _check_words(file, settings)
     for key in _FILES_NAMED:
         named = settings.get(key)
         # transformers 4.57 opens what stands here, wherever it lies.
@@ -112,6 +123,25 @@ def _settings(directory: Path) -> dict[str, Any]:
                 "alone; take the key out"
             )
     return settings
+
+
+def _check_words(file: Path, settings: dict[str, Any]) -> None:
+    """Refuses what early releases wrote for a Llama, which no later one can use.
+
+    Raises:
+        ValueError: naming the key, and what to write instead.
+    """
+    for key in _SPECIAL:
+        if _token(settings.get(key)) == "":
+            usual = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}.get(key)
+            remedy = f"write {usual!r} for a Llama's" if usual else "take the key out"
+            raise ValueError(f"{file}: {key} is empty, and no text can be read so; {remedy}")
+    named = settings.get("tokenizer_class")
+    if named == "LLaMATokenizer":  # the class's name in the first weeks
+        raise ValueError(
+            f"{file}: tokenizer_class is {named!r}, which transformers does not know; write "
+            "'LlamaTokenizer'"
+        )
 
 
 def _is_of_release_5(settings: dict[str, Any]) -> bool:
@@ -212,7 +242,11 @@ class InstructionTokenizer:
         max_answer_tokens: int = 256,
     ) -> None:
         if language.eos_token_id is None:
-            raise ValueError("the language tokenizer has no end token (eos): answers cannot end")
+            where = f" of {language.name_or_path}" if language.name_or_path else ""
+            raise ValueError(
+                f"the language tokenizer{where} has no end token (eos), so answers cannot end; "
+                "name it in tokenizer_config.json"
+            )
         self.language = language
         self.qformer = qformer
         self.end_id: int = language.eos_token_id

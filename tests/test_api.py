@@ -47,6 +47,22 @@ def test_the_answer_is_the_command_line_s(folder: Path, capsys):
     assert isinstance(model.ask(None, prompt, beams=1, max_new_tokens=2), str)
 
 
+@pytest.mark.usefixtures("logger_as_it_was")
+def test_the_ranking_is_the_command_line_s(folder: Path, capsys):
+    picture, prompt = folder / "picture.jpg", "What color is the circle?"
+    words = ["--image", str(picture), "--prompt", prompt, "--candidates", "red,blue,green"]
+    assert main(["rank", "--json", str(folder / "my-model"), *words]) == 0
+    wanted = json.loads(capsys.readouterr().out)["candidates"]
+    model = InstructBlip.load(folder / "my-model", device="cpu")
+    ranked = model.rank(picture, prompt, ["green", "blue", "red"])
+    assert [one.text for one in ranked] == [row["text"] for row in wanted]
+    assert [one.logprob for one in ranked] == pytest.approx([row["logprob"] for row in wanted])
+    labels = model.rank(picture, prompt, {"warm": ["red"], "cold": ["blue", "green"]})
+    assert {one.text for one in labels} == {"warm", "cold"}
+    with pytest.raises(ValueError, match="candidates is empty"):
+        model.rank(None, prompt, [])
+
+
 def test_what_is_wrong_is_said(folder: Path):
     model = InstructBlip.load(folder / "my-model")
     with pytest.raises(FileNotFoundError, match=r"none\.jpg is not there"):

@@ -254,3 +254,23 @@ def test_ask_names_the_image_that_is_too_large(complaint, tmp_path, monkeypatch)
     assert f"{file} is too large a picture" in complaint(
         "ask", "model", "--image", str(file), "--prompt", "What?"
     )
+
+
+def test_rank_names_what_is_wrong_with_its_candidates(complaint, tmp_path):
+    empty = tmp_path / "none.txt"
+    empty.write_text("")
+    request = ("rank", "model", "--prompt", "What?", "--candidates")
+    assert "the list of candidates is empty" in complaint(*request, str(empty))
+    assert "cannot be read" in complaint(*request, str(tmp_path / "missing.json"))
+
+
+def test_compare_names_the_directory_that_is_no_evaluation(complaint, tmp_path):
+    assert f"{tmp_path / 'results.json'} is missing" in complaint(
+        "compare", str(tmp_path), str(tmp_path)
+    )
+
+
+def test_a_mean_goes_with_steps(complaint, tmp_path):
+    request = ("evaluate", "model", "--data", str(tmp_path), "--out", str(tmp_path / "out"))
+    assert "--select and --mean go with --steps" in complaint(*request, "--select", "all")
+    assert "--vocabulary gqa: give NAME=VALUE" in complaint(*request, "--vocabulary", "gqa")

@@ -394,6 +394,13 @@ def test_damaged_recipes_end_in_sentences(tmp_path):
     assert "refused" in outcomes
 
 
+def test_a_recipe_that_is_a_pointer_of_git_lfs(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n")
+    with pytest.raises(RecipeError, match=r"own\.yaml is a pointer of Git LFS .* not the file"):
+        load_recipe(str(path))
+
+
 def test_a_recipe_that_grows_when_read_is_refused(tmp_path):
     path = tmp_path / "own.yaml"
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]

@@ -3,9 +3,6 @@ import hashlib
 import io
 import json
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +15,6 @@ from ibtrain.run_directory import (
     MANIFEST,
     STEP_FILES,
     RunDirectoryError,
-    RunLock,
     checkpoints,
     latest_step,
     prune_steps,
@@ -26,6 +22,7 @@ from ibtrain.run_directory import (
     set_aside_newer,
     step_name,
     step_of,
+    take_run,
     verify_step,
     whole_steps,
 )
@@ -246,10 +243,11 @@ def test_a_crash_anywhere_leaves_a_whole_latest_step(tmp_path, monkeypatch, situ
         for directory in whole_steps(run):
             assert verify_step(directory) == step_of(directory)
         if fails is full_disk and checkpoints(run).is_dir():
-            leftovers = [name for name in names(run) if name.startswith(".writing")]
-            assert not leftovers, number
+            left = (run / "incarnations").glob("*/*")
+            kept = {"holder", f"replaced-{step_name(step)}"}  # which the next start removes
+            assert {path.name for path in left} <= kept, number
         publish(run, step, text="again")  # and the run goes on
-        prune_steps(run, keep=5)
+        prune_steps(run, 5, take_run(run))
         assert set(names(run)) == {LATEST, *map(step_name, {*before, step})}
         latest = latest_step(run)
         assert latest is not None and verify_step(latest) == step
@@ -274,79 +272,39 @@ def test_an_error_while_writing_leaves_nothing(tmp_path):
 
 def test_pruning_keeps_the_newest_and_the_latest(tmp_path):
     publish(tmp_path, 10, 20, 30, 40)
-    prune_steps(tmp_path, keep=2)
+    prune_steps(tmp_path, 2, take_run(tmp_path))
     assert names(tmp_path) == [LATEST, "step-00000030", "step-00000040"]
     write_whole(checkpoints(tmp_path) / LATEST, "step-00000030\n")
-    prune_steps(tmp_path, keep=1)
+    prune_steps(tmp_path, 1, take_run(tmp_path))
     assert names(tmp_path) == [LATEST, "step-00000030", "step-00000040"]
 
 
-def test_leftovers_are_passed_over_and_pruned(tmp_path):
+def test_what_a_killed_run_left_is_passed_over_and_removed(tmp_path):
     publish(tmp_path, 10)
-    for leftover in (".writing-step-00000020", ".replaced-step-00000010"):
-        (checkpoints(tmp_path) / leftover).mkdir()
-        (checkpoints(tmp_path) / leftover / "state.json").write_text("{}")
+    killed = take_run(tmp_path)
+    for leftover in ("step-00000020", "replaced-step-00000010"):
+        (killed.directory / leftover).mkdir()
+        (killed.directory / leftover / "state.json").write_text("{}")
     assert whole_steps(tmp_path) == [checkpoints(tmp_path) / "step-00000010"]
     assert latest_step(tmp_path) == checkpoints(tmp_path) / "step-00000010"
-    prune_steps(tmp_path, keep=3)
+    held = take_run(tmp_path)
+    assert not killed.directory.exists()
+    assert [path.name for path in (tmp_path / "incarnations").iterdir()] == [held.directory.name]
     assert names(tmp_path) == [LATEST, "step-00000010"]
+    assert verify_step(checkpoints(tmp_path) / "step-00000010") == 10
 
 
 def test_newer_steps_are_set_aside(tmp_path):
     publish(tmp_path, 10, 20, 30)
-    set_aside_newer(tmp_path, checkpoints(tmp_path) / "step-00000010")
+    set_aside_newer(tmp_path, checkpoints(tmp_path) / "step-00000010", take_run(tmp_path))
     kept = [LATEST, "step-00000010", "superseded-step-00000020", "superseded-step-00000030"]
     assert names(tmp_path) == kept
     assert latest_step(tmp_path) == checkpoints(tmp_path) / "step-00000010"
     publish(tmp_path, 20, text="other")
-    set_aside_newer(tmp_path, checkpoints(tmp_path) / "step-00000010")
+    set_aside_newer(tmp_path, checkpoints(tmp_path) / "step-00000010", take_run(tmp_path))
     assert names(tmp_path) == kept
     again = checkpoints(tmp_path) / "superseded-step-00000020"
     assert (again / "state.json").read_text().endswith("other")
-
-
-HOLD = """
-import os, sys, time
-from pathlib import Path
-from ibtrain.run_directory import RunLock
-lock = RunLock(Path(sys.argv[1]))
-if sys.argv[2] == "fork" and os.fork() == 0:
-    os.close(sys.stdout.fileno())
-    time.sleep(60)
-print(os.getpid(), flush=True)
-time.sleep(60)
-"""
-
-
-@pytest.mark.parametrize("forked", ["alone", "fork"])
-def test_a_second_process_is_kept_out_until_the_first_is_killed(tmp_path, forked):
-    """With a forked data worker as well, which lives on after its parent was killed."""
-    run = tmp_path / "run"
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(run), forked],
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        assert holder.stdout is not None
-        assert holder.stdout.readline().strip() == str(holder.pid)
-        said = rf"is in use by another run \(process {holder.pid} on .*\); .* output=DIR"
-        with pytest.raises(RunDirectoryError, match=said):
-            RunLock(run)
-        os.kill(holder.pid, signal.SIGKILL)
-        holder.wait()
-        RunLock(run).release()
-    finally:
-        os.killpg(holder.pid, signal.SIGKILL) if forked == "fork" else holder.kill()
-
-
-def test_a_released_lock_is_free(tmp_path):
-    lock = RunLock(tmp_path)
-    with pytest.raises(RunDirectoryError, match=f"process {os.getpid()} on "):
-        RunLock(tmp_path)
-    lock.release()
-    RunLock(tmp_path).release()
 
 
 def test_a_renamed_step_is_refused(tmp_path):
@@ -365,5 +323,5 @@ def test_a_renamed_step_is_refused(tmp_path):
 def test_steps_of_more_digits_are_newer(tmp_path):
     publish(tmp_path, 99_999_999, 100_000_000)
     assert [step_of(path) for path in whole_steps(tmp_path)] == [99_999_999, 100_000_000]
-    set_aside_newer(tmp_path, checkpoints(tmp_path) / "step-99999999")
+    set_aside_newer(tmp_path, checkpoints(tmp_path) / "step-99999999", take_run(tmp_path))
     assert names(tmp_path) == [LATEST, "step-99999999", "superseded-step-100000000"]

@@ -7,9 +7,10 @@ from random import Random
 from typing import Any
 
 import pytest
+from deepspeed.runtime.config import DeepSpeedConfig
 
 from ibtrain.config import Recipe, RecipeError, load_recipe
-from ibtrain.sharding import read_sharding
+from ibtrain.sharding import DS_CONFIGS, read_sharding
 from ibtrain.training.engine import sharding_config
 from tests.data.mutations import mutate
 
@@ -75,6 +76,30 @@ def test_auto_is_the_recipes_value_or_the_shipped_one(own: Path, precision: str)
     assert sharding_config(recipe, 2) == FILLED | {"zero_optimization": zero, "bf16": bf16}
 
 
+@pytest.mark.parametrize("file", sorted(DS_CONFIGS.glob("*.json")), ids=lambda file: file.stem)
+def test_deepspeed_takes_each_shipped_file_as_it_is(file: Path):
+    whole = DeepSpeedConfig(json.loads(file.read_text()))
+    assert whole.train_micro_batch_size_per_gpu == 1
+    recipe = load_recipe("toy", [f"sharding={file.stem}"])
+    ours = sharding_config(recipe, 2)
+    assert ours["train_micro_batch_size_per_gpu"] == recipe.training.micro_batch == 32
+    stage = int(file.stem[4])
+    assert whole.zero_config.stage == ours["zero_optimization"]["stage"] == stage
+
+
+def test_the_second_copy_is_spread_within_a_node():
+    recipe = load_recipe("toy", ["sharding=zero3-hpz"])
+    for gpus_per_node, expected in ((None, 8), (4, 4), (1, 1)):
+        config = sharding_config(recipe, 8, gpus_per_node)
+        assert config["zero_optimization"]["zero_hpz_partition_size"] == expected
+
+
+def test_a_copy_says_no_micro_batch_of_its_own(own: Path):
+    copied = json.loads((DS_CONFIGS / "zero3.json").read_text())
+    with pytest.raises(RecipeError, match="train_micro_batch_size_per_gpu to 1, and the recipe"):
+        sharding_config(recipe_with(own, copied), 2)
+
+
 SAME = {
     "optimizer": {
         "type": "AdamW",
@@ -107,6 +132,80 @@ def test_what_the_recipe_says_nothing_of_is_passed_on(own: Path):
         "data_types": {"grad_accum_dtype": "fp32"},
     }
     assert sharding_config(recipe_with(own, config), 2) == FILLED | config
+
+
+OFFLOADED = {"device": "cpu", "pin_memory": True}
+FILLED_BF16 = FILLED | {"bf16": {"enabled": True, "check_grad_overflow": False}}
+AUTO = dict.fromkeys(
+    ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"), "auto"
+)
+
+
+@pytest.mark.parametrize(
+    ("config", "zero"),
+    [
+        pytest.param(  # with what DeepSpeed itself does not read
+            AUTO
+            | {
+                "_comment": "which models are supported",
+                "gradient_clipping": "auto",
+                "zero_allow_untested_optimizer": True,
+                "fp16": LLAVA["fp16"],
+                "bf16": {"enabled": "auto"},
+                "zero_optimization": LLAVA["zero_optimization"]
+                | {"overlap_comm": False, "offload_param": OFFLOADED},
+                "comms_config": {"verbose": False},
+                "monitor_config": {"enabled": True, "csv_monitor": {"enabled": False}},
+            },
+            LLAVA["zero_optimization"]
+            | {
+                "overlap_comm": False,
+                "offload_param": OFFLOADED,
+                "reduce_bucket_size": 50_000_000,
+                "stage3_prefetch_bucket_size": 50_000_000,
+                "stage3_param_persistence_threshold": 100_000,
+            },
+            id="LLaMA-Factory ds_z3_offload_config.json",
+        ),
+        pytest.param(  # by the names of fields that have an alias
+            {
+                "zero_force_ds_cpu_optimizer": False,
+                "zero_optimization": {
+                    "stage": 3,
+                    "offload_optimizer": OFFLOADED,
+                    "sub_group_size": 0,
+                    "max_live_parameters": 0,
+                    "gather_16bit_weights_on_model_save": True,
+                },
+                "bf16": {"enabled": True},
+            },
+            {
+                "stage": 3,
+                "offload_optimizer": OFFLOADED,
+                "sub_group_size": 0,
+                "max_live_parameters": 0,
+                "gather_16bit_weights_on_model_save": True,
+            },
+            id="axolotl zero3_bf16_cpuoffload_all.json",
+        ),
+        pytest.param(  # with neither of bf16 and a clipping
+            AUTO
+            | {
+                "fp16": LLAVA["fp16"],
+                "zero_optimization": {
+                    "stage": 3,
+                    "stage3_prefetch_bucket_size": 5e8,
+                    "sub_group_size": 1e12,
+                },
+            },
+            {"stage": 3, "stage3_prefetch_bucket_size": 5e8, "sub_group_size": 1e12},
+            id="FastChat deepspeed_config_s3.json",
+        ),
+    ],
+)
+def test_files_of_other_trainers_are_read(own: Path, config: dict, zero: dict):
+    recipe = recipe_with(own, config, "model.precision=bf16")
+    assert sharding_config(recipe, 2) == FILLED_BF16 | {"zero_optimization": zero}
 
 
 ZERO = "{file} sets zero_optimization.stage to {}; write the number 1, 2 or 3"
@@ -181,6 +280,21 @@ ADAMW = "the optimizer is torch's AdamW"
                 "should be a valid integer, got a number with a fractional part; correct it",
             ),
         ),
+        (  # as in DeepSpeedExamples, Megatron-LM's ds_zero_stage_infinity_config.json
+            {"zero_optimization": {"stage": 3, "stage3_param_persitance_threshold": 1e5}},
+            (
+                "{file} has a key that DeepSpeed does not know, "
+                "'zero_optimization.stage3_param_persitance_threshold'; "
+                "did you mean 'stage3_param_persistence_threshold'?",
+            ),
+        ),
+        (
+            STAGE_2 | {"fp8": {"enabled": True}},  # LLaMA-Factory's ds_z3_fp8_config.json
+            (
+                "{file} sets 'fp8', which is not used here; remove it, and set model.precision in "
+                "the recipe",
+            ),
+        ),
         (
             STAGE_2 | {"gradient_cliping": 1},
             (
@@ -209,6 +323,13 @@ def test_what_is_refused(own: Path, config: dict[str, Any], expected: tuple[Any,
     with pytest.raises(RecipeError) as refused:
         sharding_config(recipe_with(own, config), 2)
     assert str(refused.value) == expected[0].format(*expected[1:], file=own)
+
+
+def test_a_pointer_of_git_lfs(own: Path):
+    """As a public copy of LLaVA's scripts/zero2.json is one."""
+    own.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:bb7d\nsize 556\n")
+    with pytest.raises(RecipeError, match=r"own.json is a pointer of Git LFS \(\d+ bytes\), not"):
+        read_sharding(str(own))
 
 
 def test_a_key_twice_and_no_json(own: Path):

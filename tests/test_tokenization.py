@@ -5,7 +5,7 @@ import pytest
 import sentencepiece
 from transformers import AutoTokenizer, T5TokenizerFast
 
-from ibtrain.tokenization import InstructionTokenizer
+from ibtrain.tokenization import InstructionTokenizer, open_tokenizer
 from tests.tiny import CORPUS
 
 
@@ -159,3 +159,75 @@ def test_code_beside_a_tokenizer_is_never_offered_to_run(tiny_processor, tmp_pat
     with pytest.raises(ValueError, match="has no tokenizer that can be opened"):
         InstructionTokenizer.from_directory(tmp_path / "base")
     assert "[y/N]" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (  # LLaMA's first files, as in transformers #25036: opened, and no text could be read
+            {"bos_token": "", "eos_token": "", "unk_token": ""},
+            "bos_token is empty, and no text can be read so; write '<s>' for a Llama's",
+        ),
+        (
+            {"unk_token": {"content": "", "lstrip": False}, "tokenizer_class": "LlamaTokenizer"},
+            "unk_token is empty, and no text can be read so; write '<unk>' for a Llama's",
+        ),
+        (
+            {"mask_token": ""},
+            "mask_token is empty, and no text can be read so; take the key out",
+        ),
+        (  # decapoda-research's, as in FastChat #352
+            {"tokenizer_class": "LLaMATokenizer"},
+            "tokenizer_class is 'LLaMATokenizer', which transformers does not know; write "
+            "'LlamaTokenizer'",
+        ),
+    ],
+)
+@pytest.mark.parametrize("file", ["tokenizer.model", "tokenizer.json"])
+def test_what_early_releases_wrote_is_refused_with_what_to_write(
+    tiny_processor, tmp_path, file, settings, said
+):
+    if not (tiny_processor / file).is_file():  # transformers 5 writes no tokenizer.model
+        pytest.skip(f"this release writes no {file}")
+    shutil.copy(tiny_processor / file, tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError) as refused:
+        open_tokenizer(tmp_path)
+    assert str(refused.value) == f"{tmp_path}/tokenizer_config.json: {said}"
+
+
+def test_a_tokenizer_at_which_the_library_panics(tiny_processor, tmp_path):
+    """A token that its own post-processor names is gone."""
+    shutil.copytree(tiny_processor, tmp_path / "base")
+    file = tmp_path / "base/qformer_tokenizer/tokenizer.json"
+    file.write_text(file.read_text().replace('"[SEP]": {', '"[SEQ]": {'))
+    with pytest.raises(ValueError, match=r"base/qformer_tokenizer has no tokenizer that can be"):
+        InstructionTokenizer.from_directory(tmp_path / "base")
+
+
+def test_special_tokens_as_releases_before_4_34_wrote_them(tiny_processor, tmp_path):
+    """As in InternVL's chinese_alpaca_lora_7b, with a path of the machine that wrote it."""
+
+    def token(content: str) -> dict:
+        flags = dict.fromkeys(("lstrip", "rstrip", "single_word"), False)
+        return {"__type": "AddedToken", "content": content, "normalized": True} | flags
+
+    shutil.copy(tiny_processor / "tokenizer.json", tmp_path)
+    settings = {
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "bos_token": token("</s>"),
+        "eos_token": token("</s>"),
+        "unk_token": token("</s>"),
+        "pad_token": None,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 1000000000000000019884624838656,
+        "sp_model_kwargs": {},
+        "special_tokens_map_file": "chinese_alpaca_lora_7b/special_tokens_map.json",
+        "tokenizer_class": "LlamaTokenizer",
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    opened, usual = open_tokenizer(tmp_path), open_tokenizer(tiny_processor)
+    assert (opened.bos_token, opened.eos_token, opened.pad_token) == ("</s>", "</s>", None)
+    text = "What color is the circle?"
+    assert opened(text).input_ids == usual(text).input_ids

@@ -17,6 +17,7 @@ sys.path.append(str(ROOT / "tools"))
 from gpu_parts.training import REHEARSED, recipe  # noqa: E402
 from gpu_parts.world import make_world  # noqa: E402
 
+SIZES = ("--nodes", "2", "--gpus-per-node", "8")
 ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
 
 
@@ -73,6 +74,9 @@ def test_recipes_plans_and_checks(run):
     assert "vicuna13b" in run("recipes").split()
     plan = json.loads(run("plan", "flan-t5-xl", "--gpu", "h100", "--json"))
     assert [choice["sharding"] for choice in plan["choices"]] == ["zero1", "zero2", "zero3"]
+    job = json.loads(run("slurm", "vicuna7b", *SIZES, "--gpu", "h100", "output=job", "--json"))
+    written = {path.name for path in Path(job["script"]).parent.iterdir()}
+    assert {"train.sbatch", "functions.sh", "environment.sh"} <= written
     rows = {
         row["name"]: row for row in json.loads(run("check", "--json", codes=(0, 1)))["findings"]
     }

@@ -3,6 +3,7 @@
 The facts come from check/facts.py, the verdicts from check/verdicts.py; here they are put together.
 """
 
+import math
 import os
 import resource
 import sys
@@ -14,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 from ibtrain.check import facts, verdicts
 from ibtrain.check.verdicts import Finding
 from ibtrain.config import ModelSection, Recipe, RecipeError
-from ibtrain.sharding import read_sharding
+from ibtrain.sharding import AUTO, read_sharding
 
 if TYPE_CHECKING:
     from ibtrain.check.attentions import Attentions
     from ibtrain.kernels.backends import AttentionKind, Choice
 
+_WHOLE_FIRST = "make the packages above whole first"
 NAMED_PACKAGES = ("transformers", "deepspeed", "mosaicml-streaming", "peft")
 _CHECKPOINTS = (
     "a checkpoint takes 12 bytes for each trained parameter (2.3 GB for the published Q-Former), "
@@ -51,8 +53,7 @@ def attention_findings(recipe: Recipe | None) -> Iterator[Finding]:
     try:
         attentions = _attentions(recipe)
     except ImportError as error:
-        remedy = "make the packages above whole first"
-        yield Finding("attention", "MISS", f"cannot be told: {error}", remedy)
+        yield Finding("attention", "MISS", f"cannot be told: {error}", _WHOLE_FIRST)
         return
     from ibtrain.kernels import allow_triton
     from ibtrain.kernels.backends import choose
@@ -152,7 +153,10 @@ def recipe_findings(recipe: Recipe) -> Iterator[Finding]:
     yield sharding_finding(recipe.sharding)
     if recipe.root != Path():
         yield _directory("root", recipe.root, "make it, or name another: root=DIR")
-    yield from base_findings(recipe.model)
+    named = list(base_findings(recipe.model))
+    yield from named
+    if all(finding.status == "OK" for finding in named):
+        yield opened_finding(recipe)
     yield shards_finding({entry.dataset: entry.path for entry in recipe.data.mixture})
     unpacked = "" if recipe.data.cache else ", as do unpacked shards (data.cache)"
     fix = f"{_CHECKPOINTS}{unpacked}: free some, or name another directory: output=DIR"
@@ -164,6 +168,8 @@ def recipe_findings(recipe: Recipe) -> Iterator[Finding]:
 
 def sharding_finding(sharding: str) -> Finding:
     """The DeepSpeed JSON."""
+    if sharding == AUTO:
+        return Finding("sharding", "OK", "auto: chosen when training starts (`ibtrain plan` tells)")
     try:
         operators = operators_of(read_sharding(sharding))
     except RecipeError as error:
@@ -227,6 +233,29 @@ def _base(key: str, path: Path, allow_download: bool) -> Finding:
     if facts.is_there(found):
         return Finding(key, "OK", str(found))
     return Finding(key, "MISS", f"{path} is not there", fix)
+
+
+def opened_finding(recipe: Recipe) -> Finding:
+    """Whether training could begin with the base: opened as training opens it, without the values
+    of its weights.
+    """
+    try:
+        import ibtrain.torchvision_mend  # before transformers' own models are imported
+        from ibtrain.pretrained.starting import open_start
+
+        assert ibtrain.torchvision_mend
+        start = open_start(recipe)
+    except ValueError as error:
+        return Finding("base", "MISS", "training would refuse it", str(error))
+    except OSError as error:
+        remedy = "see that this user may read every file of it"
+        return Finding("base", "MISS", f"it cannot be read: {error}", remedy)
+    except facts.IMPORT_ERRORS as error:
+        return Finding("base", "MISS", f"cannot be told: {facts.first_line(error)}", _WHOLE_FIRST)
+    chosen = start.choose_sources(recipe)
+    weights = sum(math.prod(source.shapes()[name]) for name, source in chosen.items())
+    vocabulary = f"{len(start.tokenizer.language):,}"
+    return Finding("base", "OK", f"{weights:,} weights, {vocabulary} tokens of the language model")
 
 
 def shards_finding(locations: Mapping[str, str]) -> Finding:

@@ -41,7 +41,7 @@ def add_data(verbs: Any) -> None:
         "--part",
         type=_part,
         metavar="i/n",
-        help="convert the i-th of n parts (1 to n); the last one to finish merges them",
+        help="convert the i-th of n portions (1 to n); the last to finish merges them",
     )
     prepare.add_argument(
         "--short-side",
@@ -168,19 +168,24 @@ def _prepare(parsed: argparse.Namespace) -> int:
         keep_original=parsed.keep_original,
         frames=parsed.frames,
     )
-    dropped = ", ".join(f"{count:,} {reason}" for reason, count in report.dropped.items())
+    dropped = ", ".join(f"{count:,} {reason}" for reason, count in report.dropped.items()) or "none"
+    bad = f"{report.quarantined:,} quarantined"
+    if report.first_bad:
+        bad += f" (the first is {report.first_bad}; all are in {parsed.out / 'quarantine.jsonl'})"
+    if report.renamed:
+        dropped += f"; {report.renamed:,} renamed, as their id came before with other content"
     document = asdict(report) | {
         "dropped": sum(report.dropped.values()),
         "dropped_by_reason": report.dropped,
     }
     text = (
         f"{report.dataset}: {report.written:,} records in {report.shards} shards at {parsed.out}; "
-        f"dropped {dropped or 'none'}; {report.quarantined:,} quarantined"
+        f"dropped {dropped}; {bad}"
     )
     if not report.complete:
         text = (
-            f"{report.dataset}: {report.written:,} records of this part are written, "
-            f"{report.quarantined:,} quarantined; other parts are still to come"
+            f"{report.dataset}: {report.written:,} records of this portion are written, "
+            f"{report.quarantined:,} quarantined; other portions are still to come"
         )
     return say(parsed, document, text)
 

@@ -8,13 +8,14 @@ checkpoint.
 import argparse
 import contextlib
 import platform
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 from ibtrain.cli.completion import complete
 from ibtrain.cli.data import add_data
-from ibtrain.cli.models import add_ask, add_evaluate, add_export
-from ibtrain.cli.runs import add_check, add_plan, add_recipes, add_report, add_train
+from ibtrain.cli.models import add_ask, add_compare, add_evaluate, add_export, add_rank
+from ibtrain.cli.runs import add_check, add_plan, add_recipes, add_report, add_slurm, add_train
 from ibtrain.cli.saying import FAILED, WRONG_REQUEST, complain, level_of, show_messages
 
 
@@ -39,7 +40,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The parsed command; `key=value` may stand before options and after them."""
     parser = _parser()
     complete(parser)
-    parsed, others = parser.parse_known_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    parsed, others = parser.parse_known_args(words)
+    parsed.words = words
     overrides = [other for other in others if "=" in other and not other.startswith("-")]
     if any(other.startswith(("--local_rank", "--local-rank")) for other in others):
         parser.error(
@@ -64,8 +67,11 @@ def _parser() -> argparse.ArgumentParser:
     add_data(verbs)
     add_plan(verbs)
     add_train(verbs)
+    add_slurm(verbs)
     add_ask(verbs)
+    add_rank(verbs)
     add_evaluate(verbs)
+    add_compare(verbs)
     add_export(verbs)
     add_report(verbs)
     return parser

@@ -1,11 +1,12 @@
-"""`ibtrain ask`, `evaluate` and `export`."""
+"""`ibtrain ask`, `rank`, `evaluate`, `compare` and `export`."""
 
 import argparse
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
-from ibtrain.cli.saying import say, shows_progress, verb_of
+from ibtrain.cli.saying import SUCCESS, rank, say, shows_progress, verb_of
 from ibtrain.defaults import ASK_BEAMS, ASK_NEW_TOKENS, ASK_REPETITION_PENALTY, SHARD_GIGABYTES
 
 
@@ -46,6 +47,52 @@ def _ask(parsed: argparse.Namespace) -> int:
     return say(parsed, {"answer": answer}, answer)
 
 
+def add_rank(verbs: Any) -> None:
+    """Adds the verb `rank`."""
+    verb = verb_of(verbs, "rank", _rank, "rank candidates by how likely they are the answer")
+    verb.add_argument("model", type=Path, metavar="MODEL")
+    verb.add_argument("--image", type=Path, action="append", default=[], metavar="F")
+    verb.add_argument("--prompt", required=True, metavar="TEXT")
+    verb.add_argument(
+        "--candidates",
+        action="append",
+        required=True,
+        metavar="FILE_OR_LIST",
+        help="one a line, a JSON list, a JSON object of label: texts that stand for it, or a,b,c",
+    )
+    verb.add_argument(
+        "--length", choices=["sum", "tokens", "characters"], default="sum", help="divide sums by"
+    )
+    verb.add_argument(
+        "--prior",
+        choices=["none", "image", "prompt"],
+        default="none",
+        help="subtract what a blank image, or --content-free as the prompt, gives a candidate",
+    )
+    verb.add_argument("--content-free", default="N/A", metavar="TEXT")
+
+
+def _rank(parsed: argparse.Namespace) -> int:
+    from ibtrain.evaluation.candidates import read_candidates
+    from ibtrain.evaluation.ranking import RankingSettings, best_first
+    from ibtrain.evaluation.ranking import rank as score
+    from ibtrain.pretrained.opening import open_to_answer
+
+    candidates, twice = read_candidates(parsed.candidates)
+    for text in twice:
+        print(f"{text!r} is given more than once; it is scored once", file=sys.stderr)
+    settings = RankingSettings(parsed.length, parsed.prior, parsed.content_free)
+    images = [_picture(file) for file in parsed.image]
+    opened = open_to_answer(parsed.model)
+    scored = best_first(score(opened, [images], [parsed.prompt], [candidates], settings)[0])
+    document = {
+        "candidates": [
+            {"text": one.text, "logprob": one.logprob, "score": one.score} for one in scored
+        ]
+    }
+    return say(parsed, document, "\n".join(f"{one.score:10.4f}  {one.text}" for one in scored))
+
+
 def _picture(file: Path) -> bytes:
     from ibtrain.evaluation.pictures import read_picture
 
@@ -70,27 +117,112 @@ def add_evaluate(verbs: Any) -> None:
         action="store_true",
         help="give every question another question's image, to see what the image is worth",
     )
+    verb.add_argument(
+        "--greedy", action="store_true", help="one beam, no penalties, whatever the protocol says"
+    )
+    verb.add_argument(
+        "--vocabulary",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="what a benchmark ranks: a file, or shards whose answers are meant",
+    )
+    verb.add_argument(
+        "--protocol",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="a dataset's YAML whose section `evaluation` counts",
+    )
+    verb.add_argument(
+        "--steps", metavar="all|N,N", help="of a run directory: evaluate these steps, not the last"
+    )
+    verb.add_argument(
+        "--mean", action="append", default=[], metavar="NAME=A,B", help="a mean of benchmarks"
+    )
+    verb.add_argument(
+        "--select",
+        metavar="MEAN",
+        help="with --steps: tell the best step by a mean (of --mean; or all, held_in, held_out)",
+    )
 
 
 def _evaluate(parsed: argparse.Namespace) -> int:
+    from ibtrain.evaluation.benchmarks import Options
     from ibtrain.evaluation.run import evaluate_benchmarks
+    from ibtrain.evaluation.steps import evaluate_steps
 
-    results = evaluate_benchmarks(
-        parsed.model,
-        parsed.data,
-        parsed.benchmark,
-        parsed.out,
+    options = Options(
         batch_size=parsed.batch_size,
         limit=parsed.limit,
         shuffle_images=parsed.shuffle_images,
+        greedy=parsed.greedy,
         progress=shows_progress(parsed),
     )
-    lines = [
-        f"{name:24} {row['metric']:12} {100 * row['value']:6.2f}  "
-        f"[{100 * row['interval'][0]:.2f}, {100 * row['interval'][1]:.2f}]  n={row['n']}"
-        for name, row in results["benchmarks"].items()
-    ]
+    vocabularies = {name: Path(path) for name, path in _named(parsed, "vocabulary")}
+    protocols = {name: Path(path) for name, path in _named(parsed, "protocol")}
+    given = (parsed.model, parsed.data, parsed.benchmark, parsed.out, options)
+    if parsed.steps is None:
+        if parsed.select or parsed.mean:
+            raise ValueError("--select and --mean go with --steps: a single step is not chosen")
+        results = evaluate_benchmarks(*given, vocabularies=vocabularies, protocols=protocols)
+        lines = [_row(name, row) for name, row in results["benchmarks"].items()]
+    else:
+        means = {name: names.split(",") for name, names in _named(parsed, "mean")}
+        results = evaluate_steps(
+            *(*given, parsed.steps, means, parsed.select),
+            vocabularies=vocabularies,
+            protocols=protocols,
+        )
+        lines = [_step(step) for step in results["steps"]]
+        if results["best"] is not None:
+            lines.append(f"best by {parsed.select}: step {results['best']}")
+    if rank():
+        return SUCCESS
     return say(parsed, results, "\n".join([*lines, f"written to {parsed.out}"]))
+
+
+def _row(name: str, row: dict[str, Any]) -> str:
+    if row["value"] is None:
+        return f"{name:24} {row['metric']:26} no public answers: predictions are written, no score"
+    low, high = (100 * end for end in row["interval"])
+    partial = f"  PARTIAL, {row['missing']} missing" if row["partial"] else ""
+    figures = f"{100 * row['value']:6.2f}  [{low:.2f}, {high:.2f}]  n={row['n']}"
+    return f"{name:24} {row['metric']:26} {figures}{partial}"
+
+
+def _step(row: dict[str, Any]) -> str:
+    shown = row["means"] or row["values"]
+    figures = "  ".join(f"{name} {100 * value:.2f}" for name, value in shown.items())
+    return f"step {row['step']:8}  {figures}"
+
+
+def _named(parsed: argparse.Namespace, option: str) -> list[tuple[str, str]]:
+    """NAME=VALUE as given."""
+    pairs = []
+    for given in getattr(parsed, option):
+        name, equals, value = given.partition("=")
+        if not equals or not name or not value:
+            raise ValueError(f"--{option} {given}: give NAME=VALUE")
+        pairs.append((name, value))
+    return pairs
+
+
+def add_compare(verbs: Any) -> None:
+    """Adds the verb `compare`."""
+    verb = verb_of(verbs, "compare", _compare, "paired bootstrap between two evaluations")
+    verb.add_argument("a", type=Path, metavar="A", help="the directory of an evaluation")
+    verb.add_argument("b", type=Path, metavar="B")
+
+
+def _compare(parsed: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from ibtrain.evaluation.compare import compare
+
+    found = compare(parsed.a, parsed.b)
+    document = {"benchmarks": {one.benchmark: asdict(one) for one in found}}
+    return say(parsed, document, "\n".join(one.sentence() for one in found))
 
 
 def add_export(verbs: Any) -> None:

@@ -1,7 +1,9 @@
-"""`ibtrain recipes`, `check`, `plan`, `train` and `report`."""
+"""`ibtrain recipes`, `check`, `plan`, `train`, `slurm` and `report`."""
 
 import argparse
+import os
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +48,35 @@ def _check(parsed: argparse.Namespace) -> int:
 
     from ibtrain.check.check import check, table
     from ibtrain.config import load_recipe
+    from ibtrain.distributed.launchers import is_launched
 
     recipe = None if parsed.recipe is None else load_recipe(parsed.recipe, parsed.overrides)
-    findings = check(recipe)
+    if is_launched():
+        from ibtrain.check.nodes import check_nodes
+        from ibtrain.distributed.processes import start_processes
+
+        ranks = start_processes()
+        findings = check_nodes(ranks, recipe, check)
+        if ranks.rank:
+            return SUCCESS
+    elif "SLURM_JOB_ID" in os.environ:
+        return _check_allocation(parsed.words)
+    else:
+        findings = check(recipe)
     well = all(finding.status != "MISS" for finding in findings)
     document = {"findings": [asdict(finding) for finding in findings], "ok": well}
     say(parsed, document, table(findings, shutil.get_terminal_size().columns))
     return SUCCESS if well else FAILED
+
+
+def _check_allocation(words: list[str]) -> int:
+    """Looks at every node of the allocation, by a task on each."""
+    from ibtrain.check.nodes import allocation_command
+
+    command = allocation_command(words)
+    if command is None:
+        raise FileNotFoundError("this is an allocation of Slurm, and there is no srun on the PATH")
+    return subprocess.run(command).returncode
 
 
 def add_plan(verbs: Any) -> None:
@@ -105,12 +129,19 @@ def add_train(verbs: Any) -> None:
 
 
 def _train(parsed: argparse.Namespace) -> int:
-    from ibtrain.config import load_recipe
+    # First, for what follows takes seconds to import, in which a scheduler may ask to stop.
+    from ibtrain.distributed.interruption import Interruption
 
-    recipe = load_recipe(parsed.recipe, parsed.overrides)
-    from ibtrain.training.loop import train
+    interruption = Interruption()
+    try:
+        from ibtrain.config import load_recipe
 
-    result = train(recipe)
+        recipe = load_recipe(parsed.recipe, parsed.overrides)
+        from ibtrain.training.loop import train
+
+        result = train(recipe, interruption)
+    finally:
+        interruption.restore()
     if rank() == 0:
         state = "interrupted after" if result.interrupted else "done:"
         say(
@@ -119,6 +150,44 @@ def _train(parsed: argparse.Namespace) -> int:
             f"{state} step {result.step}, run directory {result.run}",
         )
     return INTERRUPTED if result.interrupted else SUCCESS
+
+
+def add_slurm(verbs: Any) -> None:
+    """Adds the verb `slurm`."""
+    verb = verb_of(verbs, "slurm", _slurm, "the exact job of a run for this cluster")
+    verb.add_argument("recipe", metavar="RECIPE")
+    verb.add_argument("overrides", nargs="*", metavar="key=value")
+    verb.add_argument("--nodes", type=int, required=True, metavar="N")
+    verb.add_argument("--gpus-per-node", type=int, required=True, metavar="G")
+    verb.add_argument("--gpu", metavar="NAME", help="default: what Slurm says; none for no GPUs")
+    verb.add_argument("--time", default="24:00:00", help="of one start (default %(default)s)")
+    for name in ("partition", "account", "qos", "constraint"):
+        verb.add_argument(f"--{name}", help="as for sbatch")
+    verb.add_argument("--cpus-per-gpu", type=int, default=8, metavar="N")
+    verb.add_argument(
+        "--lead", type=int, default=600, metavar="S", help="seconds before the limit to save"
+    )
+    verb.add_argument("--max-restarts", type=int, default=100, metavar="N")
+    verb.add_argument("--container", metavar="IMAGE", help="a .sif file, or a name for pyxis")
+    verb.add_argument("--node-cache", metavar="DIR", help="on each node's own disk, for shards")
+    verb.add_argument("--submit", action="store_true", help="give it to sbatch")
+
+
+def _slurm(parsed: argparse.Namespace) -> int:
+    import ibtrain.torchvision_mend  # before transformers' own models are imported
+    from ibtrain.config import load_recipe
+    from ibtrain.jobs import Request, make_job, submit
+
+    assert ibtrain.torchvision_mend
+    recipe = load_recipe(parsed.recipe, parsed.overrides)
+    fields = [name for name in Request.__dataclass_fields__ if hasattr(parsed, name)]
+    request = Request(**{name: getattr(parsed, name) for name in fields})
+    job = make_job(recipe, request, parsed.gpu)
+    script = job.write()
+    number = submit(script) if parsed.submit else None
+    done = f"job {number} of {script}" if number else f"written to {script}; sbatch takes it"
+    told = f"{job.script}\n# sharding={job.sharding}: {job.because}\n# {done}"
+    return say(parsed, job.document() | {"job": number}, told)
 
 
 def add_report(verbs: Any) -> None:

@@ -19,10 +19,12 @@ every key explained, its templates and its annotations. The keys:
                     JSON, JSON Lines or CSV, `conversation` reads LLaVA's form; a shipped dataset's
                     reader reads that dataset's layout
     reader_options  which keys or columns the reader takes, where they are called otherwise:
-                    {image: file, question: query, answer: label, id: key}; {generate: question}
-                    asks for the question to an answer
+                    {image: file, question: query, answer: label, id: key}, for conversations
+                    also video and conversations; {generate: question} asks for the question to an
+                    answer
     splits          for each split `files` (alternatives, each a list of files that belong
-                    together), `size` (published, optional) and `labelled` (false: no answers);
+                    together), `size` (published, optional), `labelled` (false: no answers) and
+                    `sha256` ({file: hash}, optional: evaluation warns where another was read);
                     the first split is prepared where none is named
     prompts         for each form of example the prompt that evaluation uses
     templates       for each form of example a file of at least 10 instructions to train with: a
@@ -30,9 +32,13 @@ every key explained, its templates and its annotations. The keys:
     image_roots     folders of the images, as seen from the raw directory ("images" and the raw
                     directory itself, where none is named)
     role            held_in (to train on, where nothing is said), held_out_seen or held_out_unseen
+    evaluation      how it is answered and scored, see answering.py: {answering: generate, metric:
+                    VQA accuracy}; without it the metric, where it is one of those, of generated
+                    answers
     metric, source  for people to read
 """
 
+import re
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -48,6 +54,8 @@ from pydantic import (
     ValidationError,
     field_validator,
 )
+
+from ibtrain.data.answering import check_ways
 
 Role = Literal["held_in", "held_out_seen", "held_out_unseen"]
 TASKS = (
@@ -79,12 +87,22 @@ class Split(_Part):
 
     `files` are alternatives, each a set of files that belong together; the first that is wholly
     there is read. A name that ends in "/" is a folder. `size` is the published number of samples;
-    `labelled` is false where the answers are not public.
+    `labelled` is false where the answers are not public. `sha256` has the hashes of files, by name,
+    whose content is known: evaluation warns where others were read.
     """
 
     files: tuple[tuple[str, ...], ...] = Field(min_length=1)
     size: int | None = Field(default=None, ge=1)
     labelled: bool = True
+    sha256: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("sha256")
+    @classmethod
+    def _hashes_are_hashes(cls, hashes: dict[str, str]) -> dict[str, str]:
+        for name, digest in hashes.items():
+            if not re.fullmatch(r"[0-9a-f]{64}", digest):
+                raise ValueError(f"{name}: {digest[:70]!r} is no SHA-256 in hexadecimal digits")
+        return hashes
 
 
 class DatasetEntry(_Part):
@@ -102,6 +120,7 @@ class DatasetEntry(_Part):
     is read off the images, which are then neither cropped nor mirrored."""
     role: Role = "held_in"
     metric: str = "none (training only)"
+    evaluation: dict[str, Any] = Field(default_factory=dict)
     reader: str
     reader_options: dict[str, str] = Field(default_factory=dict)
     source: str = ""
@@ -119,6 +138,13 @@ class DatasetEntry(_Part):
         for prompt in prompts.values():
             prompt_slots(prompt)
         return prompts
+
+    @field_validator("evaluation")
+    @classmethod
+    def _ways_are_known(cls, evaluation: dict[str, Any]) -> dict[str, Any]:
+        if evaluation:
+            check_ways(evaluation, "")
+        return evaluation
 
     @property
     def origin(self) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from ibtrain.data import catalog, readers
-from ibtrain.data.readers.streams import entries
+from ibtrain.data.readers.lists import entries
 from ibtrain.data.video import IMAGE_SUFFIXES
 from ibtrain.files import write_whole
 
@@ -26,7 +26,7 @@ LOOKED_AT = 200
 """Entries of a list from whose values its columns are told."""
 _MOST_FILES = 1_000_000
 _MOST_ROOTS = 4
-_LISTS = (".csv", ".jsonl", ".json")
+_LISTS = (".csv", ".tsv", ".jsonl", ".json")
 _LIST_FOLDERS = ("", "annotations")
 _NAMES = {
     "question": ("question", "query", "prompt", "instruction", "text_input", "input", "q"),
@@ -305,6 +305,8 @@ def _texts(values: Sequence[dict[str, Any]], key: str | None) -> list[str]:
         given = value.get(key) if key is not None else None
         for one in given if isinstance(given, list) else [given]:
             text = one.get("answer") if isinstance(one, dict) else one
+            if isinstance(text, int | float) and not isinstance(text, bool):
+                text = str(text)
             if isinstance(text, str) and text.strip():
                 found.append(text)
     return found

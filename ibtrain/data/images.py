@@ -33,6 +33,7 @@ from ibtrain.data.decoding import (
     to_rgb,
 )
 from ibtrain.defaults import SHORT_SIDE
+from ibtrain.files import FileError, check_not_pointer
 
 __all__ = [
     "DAMAGE",
@@ -93,7 +94,33 @@ def reencode(
         levels = decode(data, header, at_least=0 if unchanged else 2 * limit, turn=turn)
         return data if unchanged else encode_jpeg(levels, limit, quality)
     except DAMAGE as error:
-        raise ValueError(f"{path}: not a readable image: {error}") from error
+        raise ValueError(f"{path}: not a readable image: {_instead(path) or error}") from error
+
+
+def _instead(path: Path) -> str:
+    """What a file that is no image is, where that can be told: a failed download in most cases."""
+    if not path.is_file():  # a pipe would be waited for
+        return ""
+    try:
+        check_not_pointer(path)
+        with path.open("rb") as file:
+            begin = file.read(512).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    except FileError:
+        return (
+            "it is a pointer of Git LFS, not the file that it stands for; run `git lfs pull` in "
+            "its clone, or download the file itself"
+        )
+    except OSError:
+        return ""
+    if not begin:
+        return "it is empty; fetch it again"
+    if begin.startswith((b"<!doctype html", b"<html")):
+        return "it is a web page, as servers send it in a file's stead; fetch it again"
+    if begin.startswith((b"<svg", b"<?xml")):
+        return "it is XML (a drawing in SVG?), not pixels; convert it to PNG or JPEG"
+    if begin[4:12] in (b"ftypavif", b"ftypheic", b"ftypheix", b"ftypmif1"):
+        return "it is AVIF or HEIC, which is not read; convert it to PNG or JPEG"
+    return ""
 
 
 def _read(path: Path) -> bytes:

@@ -22,9 +22,11 @@ class Example:
 
     `form` names the templates and the prompt, whose slots `slots` fills ({"question": ...}); a
     dataset whose instructions are left untouched (LLaVA) gives them in `instructions` instead.
-    `image` is an image file, `video` a video file or a folder of frames; text alone has neither.
-    `answers` is empty where they are not public. `details` is carried into the record for
-    evaluation (question type, options, ...).
+    `image` is an image file, `images` are several in order, `video` a video file or a folder of
+    frames; text alone has none of them. `answers` is empty where they are not public. `details` is
+    carried into the record for evaluation (question type, options, ...). `annotation` says where
+    in the files it was read from: the examples of one annotation share it and stand together, and
+    are kept, renamed or left out together.
     """
 
     dataset: str
@@ -37,16 +39,19 @@ class Example:
     instructions: tuple[str, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)
     video: Path | None = None
+    images: tuple[Path, ...] = ()
+    annotation: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
 class Record:
     """One sample on disk.
 
-    `images` holds encoded images (JPEG or PNG): one, the frames of a video in order, or none for
-    text alone. `instructions` is every rendered variant, the first the prompt of evaluation;
-    reading chooses one by (seed, epoch, id). `plain` is the bare input without any instruction (a
-    question, its options; empty for captioning), for multitask training (paper, figure 4).
+    `images` holds encoded images (JPEG or PNG): one, several or the frames of a video in order, or
+    none for text alone. `instructions` is every rendered variant, the first the prompt of
+    evaluation; reading chooses one by (seed, epoch, id). `plain` is the bare input without any
+    instruction (a question, its options; empty for captioning), for multitask training (paper,
+    figure 4).
     """
 
     dataset: str

@@ -1,7 +1,7 @@
 """Which process of how many this is, by the variables of whatever started it.
 
 One table of launchers, the innermost first: a torchrun within an srun task counts, not the srun.
-Nothing here joins a process group; processes.py does.
+Nothing here joins a process group, which processes.py does, or imports torch.
 """
 
 import os
@@ -11,14 +11,22 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ibtrain.distributed.ranks import Ranks
-
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0  # of Slurm: a batch script, an interactive shell; not srun's tasks
 _FIRST_PORT, _PORTS = 20_000, 10_000  # below those that systems give to outgoing connections
 
 
 class LaunchError(ValueError):
     """Variables of a launcher that do not say which process this is; names them and the remedy."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all, and among those of its node, whose ranks follow one another."""
+
+    rank: int
+    world: int
+    local_rank: int
+    local_world: int
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,9 @@ TORCH = Launcher(
 )  # fmt: skip
 SLURM = Launcher(
     "srun", "SLURM_PROCID", ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"), ("SLURM_LOCALID",),
-    ("SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE"), ("SLURM_JOB_ID", "SLURM_STEP_ID"),
+    ("SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE"),
+    # A job that begins again keeps its id, and tasks of a node that was lost may run on meanwhile.
+    ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_STEP_ID"),
 )  # fmt: skip
 LAUNCHERS = (
     TORCH,
@@ -105,6 +115,11 @@ def rank_told(environment: Mapping[str, str] = os.environ) -> int:
     own = _launcher(environment)
     text = "" if own is None else environment[own.rank]
     return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else 0
+
+
+def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether a launcher started this process."""
+    return _launcher(environment) is not None
 
 
 def _launcher(environment: Mapping[str, str]) -> Launcher | None:

@@ -29,9 +29,17 @@ def start_processes() -> Ranks:
         torch.cuda.set_device(ranks.local_rank)
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks.local_world))
-    torch.distributed.init_process_group(
-        "nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT
-    )
+    try:
+        torch.distributed.init_process_group(
+            "nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT
+        )
+    except torch.distributed.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise LaunchError(
+            f"MASTER_PORT {start.port} on {start.address} is taken by another process; name a free "
+            "one: export MASTER_PORT=PORT, alike for every process (deepspeed --master_port PORT)"
+        ) from error
     atexit.register(_leave_processes)
     return ranks
 

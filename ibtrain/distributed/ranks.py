@@ -13,20 +13,12 @@ from typing import Any, TypeVar
 
 import torch
 
+from ibtrain.distributed.launchers import Ranks as Ranks  # noqa: PLC0414  (used with the rest)
+
 _T = TypeVar("_T")
 # What crosses from rank to rank is a kind and a message: not every error can be pickled.
 _KINDS = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, OSError, RuntimeError)
 _SHARED = "raised_on_every_rank"
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """This process among all, and among those of its node, whose ranks follow one another."""
-
-    rank: int
-    world: int
-    local_rank: int
-    local_world: int
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ Shapes: I images, Q query tokens, B prompts, L padded row length, D language-mod
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, isfinite
 from random import Random
 
@@ -25,6 +25,8 @@ from transformers import (
 
 from ibtrain.data.images import open_pixels, to_rgb
 from ibtrain.defaults import ASK_BEAMS, ASK_NEW_TOKENS, ASK_REPETITION_PENALTY
+from ibtrain.evaluation.candidates import token_trie
+from ibtrain.evaluation.constrained import OnlyCandidates
 from ibtrain.model.t5 import start_token
 from ibtrain.pretrained.opening import OpenedModel
 from ibtrain.tokenization import InstructionTokens
@@ -92,6 +94,7 @@ def generate(
     images: Sequence[Sequence[Picture]],
     prompts: Sequence[str],
     settings: DecodingSettings,
+    allowed: Sequence[Sequence[str]] | None = None,
 ) -> list[str]:
     """One answer per prompt.
 
@@ -103,20 +106,36 @@ def generate(
         prompts: instructions, tokenized as in training (a longer one loses its beginning).
         settings: how answers are chosen. A sampled answer depends on the prompt, the images and
             the seed alone, so prompts are then answered one by one.
+        allowed: for each prompt the answers that may come out, and no other can; limits of length
+            are then theirs. None: any.
 
     Raises:
-        ValueError: when there are not as many lists of images as prompts, an image is damaged, or
-            there is neither an image nor a token to begin with.
+        ValueError: when there are not as many lists of images as prompts, an image is damaged,
+            there is neither an image nor a token to begin with, or as `candidates.token_trie`.
     """
-    if len(images) != len(prompts):
-        raise ValueError(f"{len(prompts)} prompts come with {len(images)} lists of images")
-    if not prompts:
+    if not prompts and not images:
         return []
     if settings.sample and len(prompts) > 1:
-        pairs = zip(images, prompts, strict=True)
-        return [generate(opened, [own], [prompt], settings)[0] for own, prompt in pairs]
-    tokens = [opened.tokenizer.instruction(prompt) for prompt in prompts]
-    embeddings_BLD, mask_BL = _padded_rows(opened, images, tokens)
+        return [
+            generate(
+                opened,
+                [own],
+                [prompts[index]],
+                settings,
+                None if allowed is None else [allowed[index]],
+            )[0]
+            for index, own in enumerate(images)
+        ]
+    tries = None
+    processors = _repetition(settings)
+    if allowed is not None:
+        tries = [token_trie(opened.tokenizer, tuple(answers)) for answers in allowed]
+        begin = 1 if opened.model.config.text_config.is_encoder_decoder else 0
+        own_tries = [trie for trie, _ in tries]
+        processors.append(OnlyCandidates(own_tries, settings.beams, begin, opened.tokenizer.end_id))
+        longest = max(max(trie.depths) for trie in own_tries) + 1
+        settings = replace(settings, min_new_tokens=0, max_new_tokens=longest)
+    embeddings_BLD, mask_BL = prompt_rows(opened, images, prompts)
     devices = [opened.device] if opened.device.type == "cuda" else []
     with torch.random.fork_rng(devices, enabled=settings.sample):
         if settings.sample:
@@ -125,10 +144,25 @@ def generate(
             inputs_embeds=embeddings_BLD,
             attention_mask=mask_BL,
             generation_config=_generation_config(opened, settings),
-            logits_processor=_repetition(settings),
+            logits_processor=processors,
         )
+    if tries is not None:
+        return [
+            _answer_of(opened, row, sequences)
+            for row, (_, sequences) in zip(ids.tolist(), tries, strict=True)
+        ]
     texts = opened.tokenizer.language.batch_decode(ids, skip_special_tokens=True)
     return [text.strip() for text in texts]
+
+
+def _answer_of(opened: OpenedModel, row: list[int], sequences: dict[str, tuple[int, ...]]) -> str:
+    """The allowed answer that a row of tokens is."""
+    if opened.model.config.text_config.is_encoder_decoder:
+        row = row[1:]
+    end = opened.tokenizer.end_id
+    tokens = tuple(row[: row.index(end)] if end in row else row)
+    texts = {sequence: text for text, sequence in reversed(list(sequences.items()))}
+    return texts[tokens]
 
 
 def pixels_of(picture: Picture, size: int) -> Tensor:
@@ -155,10 +189,17 @@ def _encoded(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _padded_rows(
-    opened: OpenedModel, images: Sequence[Sequence[Picture]], tokens: Sequence[InstructionTokens]
+def prompt_rows(
+    opened: OpenedModel, images: Sequence[Sequence[Picture]], prompts: Sequence[str]
 ) -> tuple[Tensor, Tensor]:
-    """The language model's input [B, L, D], padded on the left, and its mask [B, L]."""
+    """The language model's input [B, L, D], padded on the left, and its mask [B, L].
+
+    Raises:
+        ValueError: as `generate`.
+    """
+    if len(images) != len(prompts):
+        raise ValueError(f"{len(prompts)} prompts come with {len(images)} lists of images")
+    tokens = [opened.tokenizer.instruction(prompt) for prompt in prompts]
     device = opened.device
     embed = opened.model.language_model.get_input_embeddings()
     visual = _visual_rows(opened, images, tokens)

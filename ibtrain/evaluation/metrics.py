@@ -1,129 +1,165 @@
-"""Scores of answers: exact match after the VQA evaluation's normalisation, with intervals.
+"""Metrics: of answered records a value each, an aggregate and its 95 % bootstrap interval.
 
-The normalisation follows the rules of the public VQA evaluation (Antol et al. 2015, "VQA: Visual
-Question Answering", and its published evaluation): punctuation, number words, articles,
-contractions.
+Values are from 0 to 1 (CIDEr: from 0 to 10); published figures are 100 times the aggregate. Where
+the rules come from is said at each; all are tested on examples worked by hand, and against the
+reference implementation where there is one.
 """
 
-import re
-from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
-from math import sqrt
+from collections.abc import Callable, Sequence
 
-_PUNCTUATION = '!"()*+,-/:;<=>?@[\\]_`{}'
-_DIGIT_COMMA = re.compile(r"\d,\d")
-_SENTENCE_PERIOD = re.compile(r"\.(?!\d)")
-_ARTICLES = frozenset({"a", "an", "the"})
-_NUMBERS = {
-    word: str(number)
-    for number, word in enumerate(
-        ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-    )
-} | {"none": "0"}
-# Words that are written without their apostrophe often, and mean nothing else so.
-_CONTRACTIONS = {
-    word.replace("'", ""): word
-    for word in re.findall(
-        r"\S+",
-        """
-        ain't aren't can't couldn't could've didn't doesn't don't hadn't hasn't haven't he'd he's
-        how'd how's i'm i've isn't it'd it'll mightn't might've mustn't must've needn't oughtn't
-        shan't shouldn't should've somebody's someone's something's that's there's they'd they'll
-        they're they've wasn't we've weren't what'll what're what's what've when's where'd where's
-        who'd who'll who's why's won't wouldn't would've y'all you'd you'll you're you've
-        """,
-    )
-}
-_CONFIDENT = 1.959963984540054  # two-sided 95 % of the normal distribution
+import numpy as np
 
+from ibtrain.data.records import Answer
+from ibtrain.evaluation.answered import Answered
+from ibtrain.evaluation.captions import cider, tokenize
+from ibtrain.evaluation.metric_base import Mean, Metric, MetricError
+from ibtrain.evaluation.normalisation import normalise
+from ibtrain.evaluation.rank_metrics import Auc, MeanReciprocalRank, average_precision
 
-def normalise(text: str) -> str:
-    """An answer as the VQA evaluation compares it.
-
-    Lower case; no articles; number words up to ten as digits; a punctuation mark that touches a
-    space anywhere (or any, where a comma groups digits) is removed, elsewhere it becomes a space;
-    a period stays only before a digit.
-    """
-    text = " ".join(text.split())
-    grouped = _DIGIT_COMMA.search(text) is not None
-    for mark in _PUNCTUATION:
-        if mark in text:
-            loose = grouped or f"{mark} " in text or f" {mark}" in text
-            text = text.replace(mark, "" if loose else " ")
-    text = _SENTENCE_PERIOD.sub("", text)
-    words = (_NUMBERS.get(word, word) for word in text.lower().split())
-    return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
+ANNOTATORS_NEEDED = 4
+"""With fewer answers the leave-one-out rule of VQA gives nobody a point for a single agreement."""
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> bool:
-    """Whether the prediction equals one of the accepted answers, both normalised."""
+    """Whether the prediction equals one of the accepted answers, both normalised as VQA's."""
     return normalise(prediction) in {normalise(answer) for answer in answers}
 
 
-def wilson_interval(right: int, total: int) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson, 1927), which holds for small counts as well.
+def vqa_accuracy(prediction: str, answers: Sequence[Answer]) -> float:
+    """VQA's soft accuracy: the mean over annotators of min(1, agreements among the others / 3).
 
-    Raises:
-        ValueError: when there is nothing to take a share of.
+    Annotators' answers are normalised where they are not all equal, the prediction always. With
+    fewer than 4 answers: whether it equals any of them.
     """
-    if not 0 <= right <= total or total == 0:
-        raise ValueError(f"{right} right of {total} is no share")
-    share, square = right / total, _CONFIDENT**2
-    centre = (share + square / (2 * total)) / (1 + square / total)
-    half = (
-        _CONFIDENT
-        * sqrt(share * (1 - share) / total + square / (4 * total**2))
-        / (1 + square / total)
+    total = round(sum(answer.weight for answer in answers))
+    if total < ANNOTATORS_NEEDED:
+        return float(exact_match(prediction, [answer.text for answer in answers]))
+    said = normalise(prediction)
+    alike = len(answers) > 1
+    agreeing = round(
+        sum(
+            answer.weight
+            for answer in answers
+            if (normalise(answer.text) if alike else answer.text) == said
+        )
     )
-    return max(0.0, min(centre - half, share)), min(1.0, max(centre + half, share))
+    of_agreeing = min(1.0, (agreeing - 1) / 3) if agreeing else 0.0
+    return (agreeing * of_agreeing + (total - agreeing) * min(1.0, agreeing / 3)) / total
 
 
-@dataclass(frozen=True)
-class Accuracy:
-    """A share of correct answers, from 0 to 1, with its 95 % interval and what it is a share of."""
-
-    value: float
-    interval: tuple[float, float]
-    n: int
-
-    @classmethod
-    def of(cls, correct: Sequence[bool]) -> "Accuracy":
-        """The accuracy of outcomes; ValueError where there are none."""
-        interval = wilson_interval(sum(correct), len(correct))
-        return cls(sum(correct) / len(correct), interval, len(correct))
+def direct_answer_accuracy(prediction: str, answers: Sequence[Answer]) -> float:
+    """A-OKVQA's (allenai/aokvqa): min(1, annotators with exactly this answer / 3)."""
+    agreeing = sum(answer.weight for answer in answers if answer.text == prediction)
+    return min(1.0, agreeing / 3)
 
 
-def accuracy_by_type(correct: Sequence[bool], types: Sequence[str]) -> dict[str, Accuracy]:
-    """The accuracy within each type, types in alphabetical order."""
-    outcomes: dict[str, list[bool]] = defaultdict(list)
-    for right, kind in zip(correct, types, strict=True):
-        outcomes[kind].append(right)
-    return {kind: Accuracy.of(outcomes[kind]) for kind in sorted(outcomes)}
+def ivqa_accuracy(prediction: str, answers: Sequence[Answer]) -> float:
+    """iVQA's (antoyang/just-ask): min(1, annotators with this answer / 2), in lower case."""
+    said = prediction.strip().lower()
+    agreeing = sum(answer.weight for answer in answers if answer.text.strip().lower() == said)
+    return min(1.0, agreeing / 2)
 
 
-def best_constant_accuracy(
-    answers: Sequence[Sequence[str]], types: Sequence[str]
-) -> tuple[float, dict[str, float]]:
-    """What one constant answer per question type can reach, looked up in the gold answers: the
-    score of a model that knows the questions' types and nothing of the images.
+def _of_answers(value: Callable[[str, Sequence[Answer]], float]) -> Callable[[Answered], float]:
+    return lambda sample: value(sample.prediction, sample.answers)
 
-    Args:
-        answers: the accepted answers of each question.
-        types: the type of each question.
 
-    Returns:
-        The accuracy over all questions, and within each type.
+def _exact(sample: Answered) -> float:
+    return float(exact_match(sample.prediction, sample.texts))
 
-    Raises:
-        ValueError: when there are no questions.
-    """
-    if not answers:
-        raise ValueError("no questions: there is no best constant answer")
-    accepted: dict[str, Counter[str]] = defaultdict(Counter)
-    for own, kind in zip(answers, types, strict=True):
-        accepted[kind].update({normalise(answer) for answer in own})
-    count = Counter(types)
-    most = {kind: max(accepted[kind].values(), default=0) for kind in sorted(accepted)}
-    by_type = {kind: most[kind] / count[kind] for kind in most}
-    return sum(most.values()) / len(answers), by_type
+
+def _in_lower_case(sample: Answered) -> float:
+    """Equal but for case and white space around (OCR-VQA, MSVD-QA, MSRVTT-QA)."""
+    said = sample.prediction.strip().lower()
+    return float(said in {text.strip().lower() for text in sample.texts})
+
+
+def _easy_direct(sample: Answered) -> float | None:
+    """A-OKVQA leaves out questions whose direct answers are marked as difficult."""
+    if sample.details.get("difficult_direct_answer"):
+        return None
+    return direct_answer_accuracy(sample.prediction, sample.answers)
+
+
+def _choice(sample: Answered) -> float:
+    """Whether the chosen text is the right one."""
+    if not sample.candidates:
+        raise MetricError(
+            f"{sample.id}: nothing to choose from; the metric is for questions with choices"
+        )
+    return float(sample.prediction in sample.texts)
+
+
+def _few_annotators(samples: Sequence[Answered]) -> tuple[str, ...]:
+    few = sum(
+        sum(answer.weight for answer in sample.answers) < ANNOTATORS_NEEDED for sample in samples
+    )
+    if not few:
+        return ()
+    return (
+        f"{few:,} of {len(samples):,} questions have fewer than {ANNOTATORS_NEEDED} answers: exact "
+        "match with any of them",
+    )
+
+
+UNANSWERABLE = ("unanswerable", "unsuitable", "unsuitable image")
+
+
+class VizWiz(Mean):
+    """VQA accuracy, with how often and how well a question is said to have no answer."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, _of_answers(vqa_accuracy), _few_annotators)
+
+    def also(self, samples: Sequence[Answered], values: Sequence[float]) -> dict[str, float]:
+        """The share predicted unanswerable and, where it is known, its average precision."""
+        said = [float(normalise(sample.prediction) in UNANSWERABLE) for sample in samples]
+        found = {"predicted unanswerable": float(np.mean(said))}
+        known = [sample.details.get("answerable") for sample in samples]
+        if all(value in (0, 1) for value in known) and 0 in known:
+            truth = [value == 0 for value in known]
+            found["unanswerable average precision"] = average_precision(said, truth)
+        return found
+
+
+class Cider(Metric):
+    """CIDEr-D; its document frequencies are those of the whole, in the interval too."""
+
+    def values(self, samples: Sequence[Answered]) -> list[float | None]:
+        """Of each caption, from 0 to 10; an empty one has 0."""
+        texts = [sample.prediction for sample in samples]
+        counts = [len(sample.answers) for sample in samples]
+        for sample in samples:
+            texts += sample.texts
+        words, self._tokenizer = tokenize(texts)
+        references, begin = [], len(samples)
+        for count in counts:
+            references.append(words[begin : begin + count])
+            begin += count
+        return list(cider(words[: len(samples)], references))
+
+    def notes(self, samples: Sequence[Answered]) -> tuple[str, ...]:
+        """Who tokenized, and how many captions are empty."""
+        empty = sum(not sample.prediction.strip() for sample in samples)
+        said = f"tokenized by {self._tokenizer}; document frequencies of {len(samples):,} images"
+        return (said, *((f"{empty:,} captions are empty",) if empty else ()))
+
+
+def metric(name: str) -> Metric:
+    """The metric called `name`, one of `data.answering.METRICS`."""
+    soft = _of_answers(vqa_accuracy)
+    made: dict[str, Callable[[], Metric]] = {
+        "exact match": lambda: Mean(name, _exact),
+        "exact match ignoring case": lambda: Mean(name, _in_lower_case),
+        "VQA accuracy": lambda: Mean(name, soft, _few_annotators),
+        "VizWiz accuracy": lambda: VizWiz(name),
+        "direct-answer accuracy": lambda: Mean(name, _easy_direct),
+        "iVQA accuracy": lambda: Mean(name, _of_answers(ivqa_accuracy)),
+        "top-1 accuracy": lambda: Mean(name, _in_lower_case),
+        "accuracy": lambda: Mean(name, _choice),
+        "multiple-choice accuracy": lambda: Mean(name, _choice),
+        "AUC": lambda: Auc(name),
+        "MRR": lambda: MeanReciprocalRank(name),
+        "CIDEr": lambda: Cider(name),
+    }
+    return made[name]()

@@ -2,12 +2,12 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
 from ibtrain.data.images import to_rgb
-from ibtrain.evaluation.benchmarks import Prediction
 
 _WIDTH, _PICTURE, _MARGIN, _GAP, _PADDING = 272, 240, 28, 20, 16
 _TITLE_SIZE, _QUESTION_SIZE, _ANSWER_SIZE, _LABEL_SIZE = 22, 16, 17, 12
@@ -15,6 +15,18 @@ _QUESTION_LINES, _ANSWER_LINES = 3, 2
 _PAPER, _CARD, _EDGE = "#f3f4f6", "#ffffff", "#d9dce1"
 _INK, _FAINT, _RIGHT, _WRONG = "#1f2328", "#6b7280", "#15803d", "#b91c1c"
 _LEADING = 1.3
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One answered question, as it is shown; `correct` is None where nothing says."""
+
+    id: str
+    question: str
+    prediction: str
+    answers: tuple[str, ...]
+    question_type: str
+    correct: bool | None
 
 
 def picture(
@@ -83,11 +95,11 @@ def _card(prediction: Prediction, image: bytes) -> Image.Image:
     for text in _wrapped(prediction.question, bold, inner, _QUESTION_LINES):
         lines.append((text, _QUESTION_SIZE, True, _INK))
     lines.append(("", _LABEL_SIZE // 2, False, _INK))
-    verdict = _RIGHT if prediction.correct else _WRONG
-    mark = "\u2713" if prediction.correct else "\u2717"
+    verdict = {True: _RIGHT, False: _WRONG, None: _INK}[prediction.correct]
+    mark = {True: "\u2713", False: "\u2717", None: "\u2022"}[prediction.correct]
     said = f"{mark} {prediction.prediction or '(no answer)'}"
     lines += _labelled("the model says", said, verdict, inner)
-    if not prediction.correct:
+    if prediction.correct is False:
         lines.append(("", _LABEL_SIZE // 2, False, _INK))
         lines += _labelled("right is", " / ".join(dict.fromkeys(prediction.answers)), _RIGHT, inner)
     heights = [round(size * _LEADING) for _, size, _, _ in lines]

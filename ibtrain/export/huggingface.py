@@ -18,7 +18,6 @@ from torch import Tensor
 from transformers import (
     Blip2Config,
     Blip2Processor,
-    BlipImageProcessor,
     GenerationConfig,
     InstructBlipConfig,
     InstructBlipProcessor,
@@ -39,6 +38,7 @@ from ibtrain.model.t5 import start_token
 from ibtrain.pretrained.finding import find_model
 from ibtrain.pretrained.found import FoundModel
 from ibtrain.pretrained.peft import ADAPTER_DIRECTORY
+from ibtrain.pretrained.processor import open_image_processor
 from ibtrain.pretrained.sources import GrownSource, to_blip2_name
 from ibtrain.pretrained.tensors import TensorSource
 from ibtrain.tokenization import open_tokenizer
@@ -141,13 +141,7 @@ def _write_processor(found: FoundModel, directory: Path) -> PreTrainedTokenizerB
         OSError: when the file system cannot take it.
     """
     source = found.processor_directory
-    try:
-        image_processor = BlipImageProcessor.from_pretrained(source, local_files_only=True)
-    except OSError as error:
-        raise ValueError(
-            f"{source} has no image processor ({error}); a base directory holds "
-            "preprocessor_config.json or processor_config.json beside its tokenizers"
-        ) from error
+    image_processor = open_image_processor(source)
     size = found.config.vision_config.image_size
     image_processor.size = {"height": size, "width": size}
     tokenizer = open_tokenizer(source)

@@ -195,7 +195,7 @@ class Sharding:
     def _buckets(self, counts: Counts, activations: int) -> int:
         each, sent = counts.bytes_each, self._sent_each(counts)
         if self._uses_bf16_optimizer(counts):
-            # It has no bucket. What it sends is copied after the backward, in the place of the
+            # It has no bucket. What it sends is copied after the backward, instead of the
             # activations, which are gone by then.
             return max(0, _SINGLE * min(_WHOLE_BUCKET, counts.trained) - activations)
         # A bucket that is full is made one tensor, in the dtype that it is sent in.
@@ -207,7 +207,7 @@ class Sharding:
             return (2 * each + converted) * copied
         if self.stage == 1:
             # It collects in the dtype that gradients are added up in, and reduces after the
-            # backward: its copies come in the place of activations.
+            # backward: its copies come instead of activations.
             each = _SINGLE if self.accumulates_single else each
             return (1 + self.overlaps) * each * self.bucket
         return (1 + self.overlaps) * each * self.bucket + (each + converted) * copied

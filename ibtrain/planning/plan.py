@@ -9,9 +9,10 @@ from ibtrain.planning.devices import Device
 from ibtrain.planning.dry_run import DryRun, Lengths, Operation, build, dry_run
 from ibtrain.planning.memory import Counts, Sharding
 from ibtrain.pretrained.base import config_or_published
-from ibtrain.sharding import read_sharding
+from ibtrain.sharding import AUTO, read_sharding
 
 SHARDINGS = ("zero1", "zero2", "zero3")
+BETWEEN_NODES, OFFLOADED = "zero3-hpz", "zero3-offload"
 TYPICAL = Lengths(instruction=27, answer=16)
 """A sample of the 13 held-in datasets drawn by the square root of their sizes comes to about 75
 tokens with its 32 visual ones (calculated from the datasets' published lengths)."""
@@ -140,20 +141,32 @@ def make_plan(recipe: Recipe, cluster: Cluster, typical: Lengths = TYPICAL) -> P
     Raises:
         ValueError: when the recipe does not fit the cluster, or its model cannot be told.
     """
-    return _Planner(recipe, cluster, typical).plan()
+    plan = _Planner(recipe, cluster, typical).plan()
+    if plan.chosen:
+        return plan
+    # What the host's memory holds is fetched for every use: only where nothing else fits.
+    offloaded = _Planner(recipe, cluster, typical, (OFFLOADED,)).plan()
+    return offloaded if offloaded.chosen else plan
 
 
 class _Planner:
     """A recipe on a cluster, with the model that dry runs take."""
 
-    def __init__(self, recipe: Recipe, cluster: Cluster, typical: Lengths) -> None:
+    def __init__(
+        self, recipe: Recipe, cluster: Cluster, typical: Lengths, more: Sequence[str] = ()
+    ) -> None:
         self.recipe, self.cluster = recipe, cluster
         self.micro_batches = micro_batches_per_step(recipe, cluster.world)
         self.share = recipe.training.global_batch // cluster.world
         self.micro_batch = min(recipe.training.micro_batch, self.share)
+        names = [*SHARDINGS]
+        if cluster.nodes > 1 and cluster.gpus_per_node > 1:
+            names.append(BETWEEN_NODES)
+        if recipe.sharding != AUTO:
+            names.append(recipe.sharding)
         self.shardings = [
-            Sharding.of(name, read_sharding(name), cluster.world)
-            for name in dict.fromkeys([*SHARDINGS, recipe.sharding])
+            Sharding.of(name, read_sharding(name, cluster.gpus_per_node), cluster.world)
+            for name in dict.fromkeys([*names, *more])
         ]
         self.longest = Lengths(
             recipe.data.max_instruction_tokens, recipe.data.max_answer_tokens + 1

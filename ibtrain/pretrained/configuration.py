@@ -14,17 +14,20 @@ from ibtrain.pretrained.releases import WITHOUT_EFFECT, FieldError, check_known,
 # What transformers and torch raise at a configuration with values that no model can have.
 UNUSABLE = (
     *(ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError),
+    AssertionError,  # torch's own, of a padding token beyond the embeddings
     StrictDataclassError,  # transformers 5 checks types, and this is none of the above
 )
 _WHOLE = {"instructblip": InstructBlipConfig, "blip-2": Blip2Config}
 _SECTIONS = ("vision_config", "qformer_config", "text_config")
-# Of a whole, beside its sections; its class builds all of these before it lists them.
+# Of a whole, beside its sections; its class builds all of these before it lists them. The released
+# InstructBLIPs are opened as video models too, which have a place-holder of their own.
+_NOT_OURS = ("use_decoder_only_language_model", "video_token_id", "video_token_index")
 _OF_THE_WHOLE = frozenset(
     (
+        *_NOT_OURS,
         *("image_text_hidden_size", "image_token_id", "image_token_index", "num_query_tokens"),
         *("initializer_factor", "initializer_range", "instruction_aware", "model_type"),
         *("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings"),
-        "use_decoder_only_language_model",
     )
 )
 LANGUAGE_TYPES = ("llama", "t5")
@@ -91,7 +94,11 @@ def _whole(values: Mapping[str, Any], kind: Any, where: str) -> PretrainedConfig
     }
     sections = {key: fields.pop(key, None) or {} for key in _SECTIONS}
     check_known(fields, _OF_THE_WHOLE, where)
-    fields.pop("use_decoder_only_language_model", None)  # follows from the language model
+    for key in _NOT_OURS:
+        fields.pop(key, None)
+    queries = fields.get("num_query_tokens", 1)
+    if type(queries) is not int or queries < 1:
+        raise FieldError(f"{where}.num_query_tokens is {str(queries)[:40]!r}; 1 or more is wanted")
     for key, section in sections.items():
         if not isinstance(section, dict):
             raise FieldError(f"{where}: {key} is {str(section)[:40]!r}; an object is wanted")
@@ -128,7 +135,8 @@ def read_config(directory: Path) -> InstructBlipConfig:
     found = read_model_type(directory)
     if found != "instructblip":
         raise ValueError(
-            f"{directory / 'config.json'} is of model type {found!r}; an 'instructblip' is wanted"
+            f"{directory / 'config.json'} is of model type {found and found[:40]!r}; an "
+            "'instructblip' is wanted"
         )
     config: InstructBlipConfig = open_config(directory)
     return config

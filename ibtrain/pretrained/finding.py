@@ -127,6 +127,9 @@ def find_model(path: Path) -> FoundModel:
 
 def _fitted(weights: _Weights) -> FoundModel:
     tokenizer = InstructionTokenizer.from_directory(weights.processor_directory, **weights.limits)
+    if weights.instruction_aware:  # a base of few positions, and no recipe that says so
+        positions = weights.config.qformer_config.max_position_embeddings
+        tokenizer.max_instruction_tokens = min(tokenizer.max_instruction_tokens, positions)
     check_vocabularies(
         weights.config,
         len(tokenizer.language),

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import InstructBlipConfig, PreTrainedTokenizerBase
+from transformers import InstructBlipConfig, PretrainedConfig, PreTrainedTokenizerBase
 
+from ibtrain.pretrained.releases import DEFAULT_THETA, rope_of
 from ibtrain.pretrained.tensors import TensorSource
 from ibtrain.tokenization import InstructionTokenizer
 
@@ -98,12 +99,32 @@ def differences(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 def _architecture(config: InstructBlipConfig) -> dict[str, Any]:
     text = config.text_config
     keys = _LANGUAGE.get(text.model_type, ())
+    language = {"model_type": text.model_type} | {key: getattr(text, key) for key in keys}
     return {
         "vision": {key: getattr(config.vision_config, key) for key in _VISION},
         "qformer": {key: getattr(config.qformer_config, key) for key in _QFORMER},
-        "language": {"model_type": text.model_type} | {key: getattr(text, key) for key in keys},
+        "language": language | _rotary(text),
         "num_query_tokens": config.num_query_tokens,
     }
+
+
+def _rotary(text: PretrainedConfig) -> dict[str, Any]:
+    """The rotary positions of a Llama, where they are not the usual ones: fingerprints were taken
+    without them once, and those of the usual ones stay what they were.
+    """
+    if text.model_type != "llama":
+        return {}
+    rope = rope_of(text)
+    if rope == {"rope_type": "default", "rope_theta": DEFAULT_THETA}:
+        return {}
+    if rope["rope_type"] != "default":  # some releases write this down, and all take it so
+        rope.setdefault("original_max_position_embeddings", text.max_position_embeddings)
+    # JSON tells 500000 from 500000.0, and which of them is written is a release's habit.
+    same = {
+        key: float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+        for key, value in rope.items()
+    }
+    return {"rotary_positions": same}
 
 
 def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> list[Any]:

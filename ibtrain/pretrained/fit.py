@@ -43,35 +43,38 @@ def parameter_shapes(
 def _shapes(
     config: InstructBlipConfig, instruction_aware: bool, lora: LoraSection | None
 ) -> dict[str, tuple[int, ...]]:
+    where = f"{config.name_or_path}/config.json" if config.name_or_path else "the given sizes"
+    _check_sizes(config, where)
     try:
-        _check_sizes(config)
         with torch.device("meta"):
             model = InstructBlip(config, instruction_aware, lora)
     except ValueError:
         raise
     except UNUSABLE as error:
-        where = f"{config.name_or_path}/config.json" if config.name_or_path else "the given sizes"
+        first = str(error).strip().partition("\n")[0][:200]
         raise ValueError(
-            f"no model can be built of {where}: {type(error).__name__}, {error}; correct the "
+            f"no model can be built of {where}: {type(error).__name__}, {first}; correct the "
             "value, or take the configuration that belongs to the weights"
         ) from error
     return {name: tuple(parameter.shape) for name, parameter in model.weights()}
 
 
-def _check_sizes(config: InstructBlipConfig) -> None:
+def _check_sizes(config: InstructBlipConfig, where: str) -> None:
     for key in ("vision_config", "qformer_config", "text_config"):
         layers = getattr(config, key).num_hidden_layers
         if not isinstance(layers, int) or not 0 < layers <= MOST_LAYERS:
             raise ValueError(
-                f"{key} has {str(layers)[:40]} layers, and a model has 1 to {MOST_LAYERS}; take "
-                "the configuration that belongs to the weights"
+                f"{where}: {key} has {str(layers)[:40]!r} layers, and a model has 1 to "
+                f"{MOST_LAYERS}; take the configuration that belongs to the weights"
             )
     for key in ("vision_config", "qformer_config"):
         heads, width = getattr(config, key).num_attention_heads, getattr(config, key).hidden_size
-        if heads < 1 or width % heads:
+        numbers = isinstance(heads, int) and isinstance(width, int)
+        if not numbers or heads < 1 or width % heads:
             raise ValueError(
-                f"{key}.num_attention_heads is {heads}, which does not divide {key}.hidden_size "
-                f"({width}); take the configuration that belongs to the weights"
+                f"{where}: {key}.num_attention_heads is {str(heads)[:40]}, which does not divide "
+                f"{key}.hidden_size ({str(width)[:40]}); take the configuration that belongs to "
+                "the weights"
             )
 
 

@@ -15,7 +15,8 @@ from transformers import (
 )
 
 from ibtrain.config import ModelSection
-from ibtrain.pretrained.configuration import open_config, read_model_type
+from ibtrain.files import read_json
+from ibtrain.pretrained.configuration import UNUSABLE, open_config, read_model_type
 from ibtrain.pretrained.hub import resolve_directory
 from ibtrain.tokenization import open_tokenizer
 
@@ -52,7 +53,7 @@ def blip2_processor(source: Path) -> Path:
     reads no text, so a tokenizer without words does.
     """
     language = open_tokenizer(source)
-    image_processor = BlipImageProcessor.from_pretrained(source, local_files_only=True)
+    image_processor = open_image_processor(source)
     directory = _living_directory()
     image_processor.save_pretrained(directory)
     language.save_pretrained(directory)
@@ -61,6 +62,28 @@ def blip2_processor(source: Path) -> Path:
     BertTokenizerFast(str(words)).save_pretrained(directory / QFORMER_TOKENIZER)
     words.unlink()
     return directory
+
+
+def open_image_processor(directory: Path) -> BlipImageProcessor:
+    """The image processor in a directory.
+
+    Raises:
+        ValueError: when there is none that can be opened.
+    """
+    try:
+        for name in ("preprocessor_config.json", "processor_config.json"):
+            if (directory / name).is_file():
+                read_json(directory / name, "copy it again")
+        opened: BlipImageProcessor = BlipImageProcessor.from_pretrained(
+            directory, local_files_only=True
+        )
+    except (*UNUSABLE, OSError) as error:
+        first = str(error).strip().partition("\n")[0][:200]
+        raise ValueError(
+            f"{directory} has no image processor that can be opened ({first}); a base directory "
+            "holds preprocessor_config.json or processor_config.json beside its tokenizers"
+        ) from error
+    return opened
 
 
 def language_directory(section: ModelSection) -> Path:

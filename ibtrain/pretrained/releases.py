@@ -18,20 +18,24 @@ IS_FIFTH = int(transformers.__version__.partition(".")[0]) >= 5
 # built here depends on one. Configurations before 4.30 hold dozens, set to what nobody reads.
 WITHOUT_EFFECT = frozenset(  # as a list it would fill two pages
     """
-    add_cross_attention architectures auto_map bad_words_ids begin_suppress_tokens
-    chunk_size_feed_forward classif_dropout classifier_dropout cross_attention_hidden_size
-    diversity_penalty do_sample dropout dtype early_stopping encoder_no_repeat_ngram_size
-    exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id
-    gradient_checkpointing id2label is_decoder is_encoder_decoder label2id length_penalty max_length
-    max_sequence_length min_length n_positions name_or_path no_repeat_ngram_size num_beam_groups
-    num_beams num_labels num_return_sequences output_attentions output_hidden_states output_past
-    output_scores prefix pretraining_tp problem_type projection_dim remove_invalid_values
-    repetition_penalty return_dict return_dict_in_generate sep_token_id suppress_tokens
-    task_specific_params temperature tf_legacy_loss tie_encoder_decoder tie_last_hidden_states
-    tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p
+    add_cross_attention architectures attn_implementation auto_map bad_words_ids
+    begin_suppress_tokens cache_implementation chunk_size_feed_forward classif_dropout
+    classifier_dropout cross_attention_hidden_size diversity_penalty do_sample dropout dtype
+    early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task
+    forced_bos_token_id forced_eos_token_id gradient_checkpointing id2label is_decoder
+    is_encoder_decoder label2id length_penalty max_length max_sequence_length min_length n_positions
+    name_or_path no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences
+    output_attentions output_hidden_states output_past output_scores prefix pretraining_tp
+    problem_type projection_dim remove_invalid_values repetition_penalty return_dict
+    return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature
+    tf_legacy_loss tie_encoder_decoder tie_last_hidden_states tokenizer_class top_k top_p
+    torch_dtype torchscript transformers_version typical_p unsloth_fixed unsloth_version
     use_bfloat16 use_return_dict
     """.split()  # noqa: SIM905
 )
+# Of weights before training: a release lists them in one section or another, as the released
+# BLIP-2s do in vision_config.
+_OF_NEW_WEIGHTS = ("init_std", "initializer_factor", "initializer_range", "initializer_std")
 # Not in a class's own list: token ids of all releases, which transformers 5 lists where they are
 # given, and what other names translate to.
 _KNOWN_TO_ALL = (
@@ -43,12 +47,13 @@ _KNOWN_TO_ALL = (
 _ROPE_TYPES = {
     "default": "",
     "linear": "factor",
-    "dynamic": "factor",
     "yarn": "factor attention_factor beta_fast beta_slow mscale mscale_all_dim truncate "
     "original_max_position_embeddings",
-    "longrope": "factor attention_factor short_factor long_factor original_max_position_embeddings",
     "llama3": "factor low_freq_factor high_freq_factor original_max_position_embeddings",
 }
+# transformers computes these anew for the longest text of a batch: what a sample gives would depend
+# on the samples beside it, and a gradient on how a batch is split.
+_ROPE_BY_LENGTH = ("dynamic", "longrope")
 DEFAULT_THETA = 10000.0
 # Fields that the network here has one value of.
 _FIXED: Mapping[str, tuple[Any, ...]] = {
@@ -97,6 +102,7 @@ def translated(values: Mapping[str, Any], kind: Any, where: str) -> dict[str, An
     if not IS_FIFTH:
         fields.pop("scale_decoder_outputs", None)
     check_known(fields, known_fields(kind), where)
+    _check_counts(fields, kind().to_dict(), where)
     return fields
 
 
@@ -112,12 +118,22 @@ def check_known(fields: Mapping[str, Any], known: frozenset[str], where: str) ->
         FieldError: naming it.
     """
     for key, value in fields.items():
-        if value and key not in known:
+        if value and key not in known and key not in _OF_NEW_WEIGHTS:
             raise FieldError(
-                f"{where}.{key} is {_short(value)}, which transformers {transformers.__version__} "
-                "does not know and would ignore; take the field out where it changes nothing, or "
-                "open the base with the release that wrote it"
+                f"{where}.{key[:80]} is {_short(value)}, which transformers "
+                f"{transformers.__version__} does not know and would ignore; take the field out "
+                "where it changes nothing, or open the base with the release that wrote it"
             )
+
+
+def _check_counts(fields: Mapping[str, Any], usual: Mapping[str, Any], where: str) -> None:
+    """Refuses anything but a whole number where one is usual; transformers 4.57 takes anything."""
+    for key, value in fields.items():
+        # Of token ids there may be several, or none.
+        if value is None or type(usual.get(key)) is not int or key.endswith("token_id"):
+            continue
+        if type(value) is not int:
+            raise FieldError(f"{where}.{key} is {_short(value)}; a whole number is wanted")
 
 
 def rope_of(config: Any) -> dict[str, Any]:
@@ -132,14 +148,11 @@ def rope_of(config: Any) -> dict[str, Any]:
 def rope_in_all_words(rope: Mapping[str, Any]) -> dict[str, Any]:
     """`rope_of` as fields that 4.57 and 5 both read as the same."""
     scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
-    fields = {
+    return {
         "rope_parameters": dict(rope),
         "rope_scaling": None if scaling == {"rope_type": "default"} else scaling,
         "rope_theta": rope["rope_theta"],
     }
-    if rope["rope_type"] == "longrope" and "original_max_position_embeddings" in rope:
-        fields["original_max_position_embeddings"] = rope["original_max_position_embeddings"]
-    return fields
 
 
 def _rope(fields: dict[str, Any], where: str) -> dict[str, Any]:
@@ -171,8 +184,8 @@ def _rope(fields: dict[str, Any], where: str) -> dict[str, Any]:
         rope.pop("original_max_position_embeddings", None)
     for key in set(rope) - {"rope_type", "rope_theta", *_ROPE_TYPES[kind].split()}:
         raise FieldError(
-            f"{where}: rotary positions of type {kind!r} have the field {key!r}, which would be "
-            "ignored; take it out, or name the type that it belongs to"
+            f"{where}: rotary positions of type {kind!r} have the field {key[:80]!r}, which "
+            "would be ignored; take it out, or name the type that it belongs to"
         )
     rope.setdefault("rope_theta", DEFAULT_THETA)
     if IS_FIFTH:
@@ -191,6 +204,12 @@ def _rope_section(found: Any, where: str) -> dict[str, Any]:
     rope = {key: value for key, value in found.items() if value is not None}
     kind = rope.pop("type", None)
     kind = rope.setdefault("rope_type", kind or "default")
+    if kind in _ROPE_BY_LENGTH:
+        raise FieldError(
+            f"{where} has the rope_type {kind!r}, whose positions change with the longest text of "
+            "a batch, so that a sample's numbers would depend on the others; take a base with one "
+            f"of {', '.join(_ROPE_TYPES)}"
+        )
     if not isinstance(kind, str) or kind not in _ROPE_TYPES:
         raise FieldError(
             f"{where} has the rope_type {_short(kind)}; a Llama's is one of "

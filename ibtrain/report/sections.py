@@ -11,6 +11,10 @@ from ibtrain.report.run import ReportedRun, flat
 from ibtrain.report.starts import when
 
 _MOST_RECIPE_CHARACTERS = 60_000
+_MAKE_A_PLAN = (
+    "<code>ibtrain plan RECIPE --gpu NAME --json &gt; RUN/plan.json</code> makes one to compare "
+    "with"
+)
 _OF_INCIDENT = ("step", "dataset", "kind", "shard")
 
 
@@ -191,14 +195,18 @@ def _why(line: dict[str, Any]) -> str:
 
 def plan_section(run: ReportedRun) -> str:
     """The plan's figures for the run's sharding beside those that were measured."""
-    plan = run.plan
-    if plan is None:
-        return (
-            "<p class=note>there is no plan.json; <code>ibtrain plan RECIPE --gpu NAME --json &gt; "
-            "RUN/plan.json</code> makes one to compare with</p>"
-        )
-    sharding = str(run.value("sharding"))
+    if run.plan is None:
+        return f"<p class=note>there is no plan.json; {_MAKE_A_PLAN}</p>"
+    # Training writes what it took, and the plan behind it where one was made; `plan` the plan.
+    within = run.plan.get("plan")
+    plan = within if isinstance(within, dict) else run.plan
+    sharding = str(run.plan.get("sharding") or run.value("sharding"))
     choices = plan.get("choices")
+    if choices is None:
+        because = f"{sharding}, because {run.plan.get('because', 'nobody says')}"
+        return (
+            f"<p class=note><bdi>{text(because, 600)}</bdi>; no plan was made: {_MAKE_A_PLAN}</p>"
+        )
     choice = next(
         (c for c in choices if isinstance(c, dict) and c.get("sharding") == sharding)
         if isinstance(choices, list)

@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ibtrain.distributed.ranks import alike_on_every_rank, on_rank_zero
+from ibtrain.fencing import Incarnation
 from ibtrain.files import read_json
 from ibtrain.run_directory import (
     OPTIMIZER,
@@ -33,6 +34,7 @@ from ibtrain.run_directory import (
     RunDirectoryError,
     prune_steps,
     publish_step,
+    take_run,
     verify_step,
 )
 from ibtrain.training.engine import Engine
@@ -42,11 +44,22 @@ logger = logging.getLogger(__name__)
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def save_checkpoint(engine: Engine, run: Path, step: int, state: dict[str, Any], keep: int) -> bool:
-    """Writes RUN/checkpoints/step-…; called by every rank.
+def save_checkpoint(
+    engine: Engine,
+    run: Path,
+    step: int,
+    state: dict[str, Any],
+    keep: int,
+    incarnation: Incarnation | None = None,
+) -> bool:
+    """Writes RUN/checkpoints/step-…; called by every rank, of which rank 0 has the incarnation (by
+    default the directory is taken).
 
     Returns whether it was written: a file system that cannot take it (a full disk) costs a
     warning, leaves the older checkpoints as they are, and the run goes on.
+
+    Raises:
+        RuntimeError: on every rank, when a later start has taken the run directory.
     """
     weights, moments = _collect(engine)
 
@@ -56,8 +69,9 @@ def save_checkpoint(engine: Engine, run: Path, step: int, state: dict[str, Any],
         (directory / STATE).write_text(json.dumps({"step": step, **state}, indent=2) + "\n")
 
     def publish() -> bool:
+        held = incarnation or take_run(run)
         try:
-            publish_step(run, step, write_files)
+            publish_step(run, step, write_files, held)
         except Exception as error:
             if not _is_io_error(error):
                 raise
@@ -69,15 +83,15 @@ def save_checkpoint(engine: Engine, run: Path, step: int, state: dict[str, Any],
                 error,
             )
             return False
-        _prune(run, keep)
+        _prune(run, keep, held)
         return True
 
     return on_rank_zero(engine.ranks, publish)
 
 
-def _prune(run: Path, keep: int) -> None:
+def _prune(run: Path, keep: int, incarnation: Incarnation) -> None:
     try:
-        prune_steps(run, keep)
+        prune_steps(run, keep, incarnation)
     except OSError as error:
         logger.warning(
             "older checkpoints in %s could not be removed (%s); training goes on, and the next "

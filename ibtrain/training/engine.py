@@ -44,14 +44,19 @@ _REFUSALS = (AssertionError, AttributeError, LookupError, TypeError, ValueError,
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def sharding_config(recipe: Recipe, world: int) -> dict[str, Any]:
+def sharding_config(recipe: Recipe, world: int, gpus_per_node: int | None = None) -> dict[str, Any]:
     """The DeepSpeed configuration: the chosen file, with what the recipe determines filled in.
+
+    Args:
+        recipe: the run.
+        world: how many ranks there are.
+        gpus_per_node: see `read_sharding`.
 
     Raises:
         RecipeError: when the file is missing, sets what the recipe determines otherwise, or holds
             what cannot be used, or when the global batch does not divide among the ranks.
     """
-    config = read_sharding(recipe.sharding)
+    config = read_sharding(recipe.sharding, gpus_per_node)
     filled = determined(config, recipe, world)
     passed_on = {key: value for key, value in config.items() if key not in DETERMINED}
     quiet = {"steps_per_print": 10**9, "wall_clock_breakdown": False}
@@ -187,7 +192,7 @@ class Engine:
             if torch.cuda.is_available()
             else torch.device("cpu")
         )
-        ds_config = sharding_config(recipe, ranks.world)
+        ds_config = sharding_config(recipe, ranks.world, ranks.local_world)
         self.stage = _stage(ds_config)
         model = load_model(recipe, ranks, ds_config, config, sources, self.device)
         set_trainable(model, recipe.model.train_parts.model_dump())

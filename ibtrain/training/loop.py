@@ -4,6 +4,7 @@ import logging
 import math
 import random
 import resource
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -14,27 +15,29 @@ import torch
 
 from ibtrain import __version__
 from ibtrain.batch import Batch
-from ibtrain.config import Recipe
+from ibtrain.config import Recipe, micro_batches_per_step
 from ibtrain.data.mixture.fingerprint import order_fingerprint
 from ibtrain.data.mixture.loader import MixtureLoader
 from ibtrain.data.mixture.quarantine import BadDataError, Incident, Ledger
 from ibtrain.data.mixture.reader import cache_directory
+from ibtrain.distributed.interruption import Interruption
 from ibtrain.distributed.processes import start_processes
 from ibtrain.distributed.ranks import (
+    Ranks,
     alike_on_every_rank,
     on_every_rank,
     on_rank_zero,
     on_rank_zero_only,
 )
+from ibtrain.distributed.sameness import refuse_unequal_code
+from ibtrain.fencing import Incarnation
 from ibtrain.pretrained.base import record_base
-from ibtrain.run_directory import (
-    RunLock,
-)
+from ibtrain.run_directory import take_run
 from ibtrain.training.checkpoint import load_checkpoint, save_checkpoint
 from ibtrain.training.engine import Engine
-from ibtrain.training.interruption import Interruption
+from ibtrain.training.placement import choose_sharding, write_plan
 from ibtrain.training.request import Request
-from ibtrain.training.resume import find_resume
+from ibtrain.training.resume import find_resume, refuse_changes
 from ibtrain.training.schedule import learning_rate
 from ibtrain.training.starts import record_start
 from ibtrain.training.telemetry import Telemetry
@@ -56,34 +59,75 @@ class TrainingResult:
     interrupted: bool
 
 
-def train(recipe: Recipe) -> TrainingResult:
+def train(recipe: Recipe, interruption: Interruption) -> TrainingResult:
     """Trains `recipe`, going on from the latest checkpoint of its output directory if there is one.
 
-    Call it in every rank's process. Returns on every rank.
+    Call it in every rank's process. Returns on every rank. Of several runs in one output directory
+    the one that was started last goes on; the others end.
+
+    Args:
+        recipe: the run.
+        interruption: what asks this process to stop.
 
     Raises:
+        FencedError, RuntimeError: when a run that was started later has taken the directory.
         ValueError: when the recipe, the base, the data or the run directory cannot be used.
         TrainingError: when training cannot go on.
         BadDataError: when more of the data is bad than the recipe's budget allows.
     """
     ranks = start_processes()
-    request = on_every_rank(ranks, lambda: Request.of(recipe, ranks))
-    lock = on_rank_zero_only(ranks, lambda: RunLock(recipe.output))
+    refuse_unequal_code(ranks)
+    on_every_rank(ranks, lambda: micro_batches_per_step(recipe, ranks.world))
+    plan = on_rank_zero(ranks, lambda: choose_sharding(recipe, ranks))
+    request = on_every_rank(ranks, lambda: Request.of(recipe, ranks, plan["sharding"]))
+    order = order_fingerprint(recipe, request.mixture)
+    base = on_rank_zero(
+        ranks,
+        lambda: record_base(
+            recipe.model, request.start.config, request.start.tokenizer, recipe.seed
+        ),
+    )
+    on_rank_zero(ranks, lambda: refuse_changes(recipe, order, base))
+    incarnation = _take_run(ranks, recipe.output)
+
+    def find() -> tuple[Path, int] | None:
+        assert incarnation is not None
+        resumed = find_resume(recipe, order, base, incarnation)
+        write_plan(incarnation, plan)
+        return resumed
+
+    resumed = on_rank_zero(ranks, find)
+    if _stop_wanted(ranks, interruption):
+        return TrainingResult(recipe.output, 0 if resumed is None else resumed[1], True)
+    run = _Run(request, order, base, resumed, incarnation, interruption)
     try:
-        order = order_fingerprint(recipe, request.mixture)
-        base = on_rank_zero(
-            ranks,
-            lambda: record_base(recipe.model, request.config, request.tokenizer, recipe.seed),
-        )
-        resumed = on_rank_zero(ranks, lambda: find_resume(recipe, order, base))
-        run = _Run(request, order, base, resumed)
-        try:
-            return run.to_the_end()
-        finally:
-            run.close()
+        return run.to_the_end()
     finally:
-        if lock is not None:
-            lock.release()
+        run.loader.close()
+
+
+def _take_run(ranks: Ranks, run: Path) -> Incarnation | None:
+    """Takes the run directory, on rank 0, and sees that all ranks look at the same one."""
+    incarnation = on_rank_zero_only(ranks, lambda: take_run(run))
+    own = None if incarnation is None else incarnation.directory
+    directory, host = on_rank_zero(ranks, lambda: (own, socket.gethostname()))
+
+    def look() -> None:
+        if directory is None or not directory.is_dir():
+            raise ValueError(
+                f"{run} is not on a disk that all nodes share: what rank 0 on {host} wrote there "
+                "is not seen here; name a directory on one with output=DIR"
+            )
+
+    on_every_rank(ranks, look)
+    return incarnation
+
+
+def _stop_wanted(ranks: Ranks, interruption: Interruption) -> bool:
+    """Whether any rank was asked to stop while it started; before what takes long is loaded."""
+    asked: list[Any] = [None] * ranks.world
+    torch.distributed.all_gather_object(asked, interruption.requested)
+    return any(asked)
 
 
 class _Run:
@@ -95,13 +139,17 @@ class _Run:
         order: dict[str, Any],
         base: dict[str, str],
         resumed: tuple[Path, int] | None,
+        incarnation: Incarnation | None,
+        interruption: Interruption,
     ) -> None:
+        self.incarnation, self.interruption = incarnation, interruption
+        self.sharding = Path(request.sharding).stem
         self.recipe, self.ranks, self.order, self.base = request.recipe, request.ranks, order, base
-        recipe, ranks, mixture, config = self.recipe, self.ranks, request.mixture, request.config
+        recipe, ranks, mixture, start = self.recipe, self.ranks, request.mixture, request.start
         self.names = [dataset.name for dataset in mixture.datasets]
         begin = None if resumed is None else resumed[0]
         chosen = on_every_rank(ranks, lambda: request.choose_sources(begin))
-        self.engine = Engine(recipe, ranks, config, chosen)
+        self.engine = Engine(request.sharded, ranks, start.config, chosen)
         self.first_step = 0
         if resumed is not None:
             load_checkpoint(self.engine, resumed[0])
@@ -109,8 +157,8 @@ class _Run:
         self.loader = MixtureLoader(
             recipe,
             mixture,
-            request.tokenizer,
-            config.num_query_tokens,
+            start.tokenizer,
+            start.config.num_query_tokens,
             rank=ranks.rank,
             world=ranks.world,
             cache=cache_directory(recipe),
@@ -118,11 +166,13 @@ class _Run:
         )
         self.ledger = Ledger(mixture, recipe.data.bad_shard_budget)
         self.window = Window(self.names, self.engine.device)
-        self.telemetry = on_rank_zero_only(ranks, lambda: Telemetry(recipe.output, self.first_step))
-        if self.telemetry is not None:
-            record_start(recipe.output, self.first_step, ranks, self.engine.device)
-        self.interruption = Interruption()
+        self.telemetry = on_rank_zero_only(ranks, self._begin_telemetry)
         self._announce(resumed, [data.name for data in mixture.datasets if data.draws == 0])
+
+    def _begin_telemetry(self) -> Telemetry:
+        assert self.incarnation is not None
+        record_start(self.incarnation, self.first_step, self.ranks, self.engine.device)
+        return Telemetry(self.incarnation, self.first_step)
 
     def _announce(self, resumed: tuple[Path, int] | None, unseen: Sequence[str]) -> None:
         if self.ranks.rank != 0:
@@ -138,9 +188,10 @@ class _Run:
         )
         begin = f"going on from {resumed[0].name}" if resumed else "from the beginning"
         logger.info(
-            "%s: %s trained parameters, ZeRO-%d on %d rank%s, %s; %d of %d steps to do",
+            "%s: %s trained parameters, %s (ZeRO-%d) on %d rank%s, %s; %d of %d steps to do",
             self.recipe.name,
             f"{trained:,}",
+            self.sharding,
             self.engine.stage,
             self.ranks.world,
             "" if self.ranks.world == 1 else "s",
@@ -199,19 +250,27 @@ class _Run:
         Raises:
             BadDataError: on every rank, when one of them has no data, or when all that the ranks
                 met together is more than the budget allows.
+            RuntimeError: on every rank, when a later start has taken the run directory.
         """
         incidents = self.loader.take_incidents()
         own = [
             sum(batch.answer_ids_A.numel() for batch in micro_batches),
             int(self.interruption.requested is not None),
             len(incidents) + (failure is not None),
+            int(self.incarnation is not None and not self.incarnation.holds()),
         ]
         shared = torch.tensor(own, dtype=torch.int64, device=self.engine.device)
         torch.distributed.all_reduce(shared)
-        tokens, stop, troubles = shared.tolist()
+        tokens, stop, troubles, fenced = shared.tolist()
+        if fenced:
+            on_rank_zero(self.ranks, self._check_held)
         if troubles:
             self._share_troubles(step, incidents, failure)
         return tokens, stop > 0
+
+    def _check_held(self) -> None:
+        assert self.incarnation is not None
+        self.incarnation.check()
 
     def _share_troubles(self, step: int, incidents: list[Incident], failure: str | None) -> None:
         """Every rank learns of all incidents and failures; rank 0 reports what is new."""
@@ -262,13 +321,13 @@ class _Run:
             "recipe": self.recipe.model_dump(mode="json"),
         }
         return save_checkpoint(
-            self.engine, self.recipe.output, step, state, self.recipe.checkpoint.keep
+            self.engine,
+            self.recipe.output,
+            step,
+            state,
+            self.recipe.checkpoint.keep,
+            self.incarnation,
         )
-
-    def close(self) -> None:
-        """Ends the processes that read data, and gives back signal handlers."""
-        self.loader.close()
-        self.interruption.restore()
 
 
 @alike_on_every_rank()

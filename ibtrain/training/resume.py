@@ -5,7 +5,8 @@ from typing import Any
 
 from ibtrain.config import Recipe, dump_recipe
 from ibtrain.data.mixture.fingerprint import changes_not_accepted, changes_of_order
-from ibtrain.files import FileError, read_json, write_whole
+from ibtrain.fencing import Incarnation
+from ibtrain.files import FileError, read_json
 from ibtrain.pretrained.fingerprint import differences
 from ibtrain.run_directory import (
     STATE,
@@ -19,15 +20,51 @@ from ibtrain.run_directory import (
 from ibtrain.training.checkpoint import read_state
 
 
-def find_resume(
-    recipe: Recipe, order: dict[str, Any], base: dict[str, str]
-) -> tuple[Path, int] | None:
-    """The verified step directory to go on from, and its step; None to begin at the beginning."""
+def refuse_changes(recipe: Recipe, order: dict[str, Any], base: dict[str, str]) -> None:
+    """Refuses what `find_resume` would, as far as that can be told without taking the directory
+    from a run that is still in it.
+
+    Raises:
+        ValueError: when the run cannot be gone on with as it is asked.
+    """
     directory = _step_to_go_on_from(recipe)
     if directory is None:
-        write_whole(recipe.output / "recipe.yaml", dump_recipe(recipe))
+        return
+    try:
+        state = read_json(directory / STATE, "choose another step")
+    except FileError:
+        return  # it may be on its way out; whoever takes the directory looks again
+    _refuse_changes(directory, state, recipe, order, base)
+
+
+def find_resume(
+    recipe: Recipe, order: dict[str, Any], base: dict[str, str], incarnation: Incarnation
+) -> tuple[Path, int] | None:
+    """The verified step directory to go on from, and its step; None to begin at the beginning.
+
+    Raises:
+        ValueError: when the run cannot be gone on with as it is asked.
+        FencedError: when a later start has taken the run directory.
+    """
+    directory = _step_to_go_on_from(recipe)
+    if directory is None:
+        incarnation.write(recipe.output / "recipe.yaml", dump_recipe(recipe))
         return None
     state = read_state(directory)
+    _refuse_changes(directory, state, recipe, order, base)
+    incarnation.write(recipe.output / "recipe.yaml", dump_recipe(recipe))
+    if recipe.checkpoint.resume_from is not None:
+        set_aside_newer(recipe.output, directory, incarnation)
+    return directory, state["step"]
+
+
+def _refuse_changes(
+    directory: Path,
+    state: dict[str, Any],
+    recipe: Recipe,
+    order: dict[str, Any],
+    base: dict[str, str],
+) -> None:
     _check_model(directory, state.get("recipe", {}).get("model", {}), recipe)
     changed = differences(state.get("base", base), base)
     if changed:
@@ -45,10 +82,6 @@ def find_resume(
             + "\nput it back as it was, or accept it with checkpoint.accept_changed_data=true, or "
             f"by name with checkpoint.accept_changed_data=[{','.join(changes)}]"
         )
-    write_whole(recipe.output / "recipe.yaml", dump_recipe(recipe))
-    if recipe.checkpoint.resume_from is not None:
-        set_aside_newer(recipe.output, directory)
-    return directory, state["step"]
 
 
 def _check_model(directory: Path, then: dict[str, Any], recipe: Recipe) -> None:

@@ -14,18 +14,18 @@ import torch
 
 from ibtrain import __version__
 from ibtrain.distributed.ranks import Ranks
-from ibtrain.files import append
+from ibtrain.fencing import Incarnation
 from ibtrain.run_directory import STARTS
 
 logger = logging.getLogger(__name__)
 _LIBRARIES = ("torch", "deepspeed", "transformers", "triton", "peft", "numpy")
 
 
-def record_start(run: Path, step: int, ranks: Ranks, device: torch.device) -> None:
+def record_start(incarnation: Incarnation, step: int, ranks: Ranks, device: torch.device) -> None:
     """Appends the line of this start; that it cannot be written is a warning, never a failure.
 
     Args:
-        run: the run directory.
+        incarnation: which holds the run directory.
         step: the last step that was done before, 0 at the beginning.
         ranks: this process and how many there are.
         device: what it trains on.
@@ -37,9 +37,11 @@ def record_start(run: Path, step: int, ranks: Ranks, device: torch.device) -> No
         "versions": _versions(),
         "environment": _environment(ranks, device),
     }
-    file = run / STARTS
+    file = incarnation.run / STARTS
     try:
-        append(file, ("\n" * _ends_half_written(file) + json.dumps(line) + "\n").encode())
+        incarnation.append(
+            file, ("\n" * _ends_half_written(file) + json.dumps(line) + "\n").encode()
+        )
     except OSError as error:
         logger.warning("this start is not noted in %s (%s); training goes on", STARTS, error)
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ibtrain.files import append, write_whole
+from ibtrain.fencing import Incarnation
 
 logger = logging.getLogger(__name__)
 
@@ -27,20 +27,22 @@ class Telemetry:
     """Writes the metrics of one run directory; only rank 0 has one.
 
     Args:
-        run: the run directory.
+        incarnation: which holds the run directory; a line of one that does no more is left out.
         resumed_step: lines after it belong to work that was lost, and are dropped, so that the
             files read as one uninterrupted run.
     """
 
-    def __init__(self, run: Path, resumed_step: int) -> None:
-        self._lines = run / "metrics.jsonl"
-        self._quarantine = run / "quarantine.jsonl"
+    def __init__(self, incarnation: Incarnation, resumed_step: int) -> None:
+        self._incarnation = incarnation
+        run = incarnation.run
+        self._lines, self._quarantine = run / "metrics.jsonl", run / "quarantine.jsonl"
         self._events = _EventFile.beside(run)
         self._failing = False
-        _drop_lines_after(self._lines, resumed_step)
-        _drop_lines_after(self._quarantine, resumed_step)
+        for path in (self._lines, self._quarantine):
+            if path.is_file():
+                incarnation.write(path, _lines_until(path, resumed_step))
         if self._events is not None:
-            append(self._events.path, self._events.begin(resumed_step + 1))
+            incarnation.append(self._events.path, self._events.begin(resumed_step + 1))
 
     def log(self, step: int, values: dict[str, Any]) -> None:
         """Appends `{"step": step, **values}`; nested mappings become `outer/inner` scalars.
@@ -62,7 +64,7 @@ class Telemetry:
     def _report(self, *written: tuple[Path, bytes]) -> None:
         try:
             for path, data in written:
-                append(path, data)
+                self._incarnation.append(path, data)
         except OSError as error:
             if not self._failing:
                 logger.warning("metrics cannot be written now (%s); training goes on", error)
@@ -139,9 +141,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
     return scalars
 
 
-def _drop_lines_after(path: Path, step: int) -> None:
-    if not path.is_file():
-        return
+def _lines_until(path: Path, step: int) -> str:
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
@@ -149,4 +149,4 @@ def _drop_lines_after(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
             continue  # the half line of a killed process
-    write_whole(path, "".join(kept))
+    return "".join(kept)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from ibtrain.check.facts import Torch
 from ibtrain.cli import main
 from ibtrain.config import Recipe, load_recipe, shipped_recipes
 from ibtrain.kernels.backends import AttentionKind, Backend, Choice
+from tests.tiny import write_tiny_base
 
 RECIPE = """\
 name: tiny
@@ -27,6 +29,8 @@ data:
   mixture:
     - {{dataset: vqav2, path: "${{root}}/shards/vqav2"}}
     - {{dataset: okvqa, path: "s3://bucket/okvqa"}}
+  image_size: 16
+  max_instruction_tokens: 64
 training: {{steps: 4, global_batch: 8, micro_batch: 4}}
 """
 NVME = {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}
@@ -41,10 +45,15 @@ def recipe_file(tmp_path) -> Path:
     return file
 
 
+@pytest.fixture(scope="module")
+def tiny_base(tmp_path_factory, tiny_processor) -> Path:
+    return write_tiny_base(tmp_path_factory.mktemp("base") / "base", tiny_processor)
+
+
 @pytest.fixture
-def complete(tmp_path, recipe_file) -> Path:
+def complete(tmp_path, recipe_file, tiny_base) -> Path:
     """The recipe's file; all that it names is there."""
-    (tmp_path / "base").mkdir()
+    shutil.copytree(tiny_base, tmp_path / "base")
     (tmp_path / "shards/vqav2").mkdir(parents=True)
     (tmp_path / "shards/vqav2/index.json").write_text("{}")
     return recipe_file
@@ -109,7 +118,7 @@ def test_a_bad_recipe(capsys, arguments, said):
 
 def test_a_recipe_that_has_all_it_names(complete):
     found = statuses(load_recipe(str(complete)))
-    assert set(found) == {"sharding", "root", "model.base", "shards", "run directory"}
+    assert set(found) == {"sharding", "root", "model.base", "base", "shards", "run directory"}
     assert "MISS" not in found.values()
 
 

@@ -274,5 +274,6 @@ _structure: dict[str, Callable[[bytes, Random], Mutation]] = {
     ".jsonl": _json_lines,
     ".yaml": _yaml,
     ".csv": _csv,
+    ".tsv": _csv,
     ".txt": _csv,
 }

@@ -29,6 +29,7 @@ from ibtrain.data.records import Example, Record
 from ibtrain.data.shards.records import COLUMNS, check_index, read_records
 from ibtrain.data.shards.repair import repair
 from ibtrain.data.shards.verify import verify
+from tests.data.conftest import write_image
 from tests.data.mutations import Mutation, mutate
 from tests.data.readers.harness import FIXTURES, raw_directory
 from tests.data.shard_directories import (
@@ -42,7 +43,14 @@ from tests.data.videos import write_frames, write_video
 from tests.data.watching import Watch, outside, peak_memory, snapshot
 
 TOTAL = int(os.environ.get("IBTRAIN_FUZZ", "2000"))
-SHARE = {"annotations": 0.65, "datasets": 0.08, "templates": 0.05, "index": 0.1, "shards": 0.12}
+SHARE = {
+    "annotations": 0.55,
+    "own": 0.1,
+    "datasets": 0.08,
+    "templates": 0.05,
+    "index": 0.1,
+    "shards": 0.12,
+}
 MEMORY = 1 << 29  # bytes that no damage may add to this process
 OURS = str(Path(ibtrain.__file__).parent)
 VIDEOS = {  # of the fixtures; a name without a suffix is a folder of frames
@@ -224,6 +232,82 @@ def prepared(valid: Valid, out: Path) -> str:
     assert (len(records), len(lines)) == (report.written, report.quarantined)
     assert all(isinstance(value, Record) for value in records)
     return "quarantined" if lines else "whole"
+
+
+OWN_LISTS = {  # as people have them, each (reader, file name, content)
+    "semicolons": (
+        "question_answer",
+        "list.csv",
+        'sep=;\r\nImage;Question;Answer;;\r\na.jpg;"What; now?";2;;\r\n'
+        "sub\\b.jpg;Où?;là;;\r\n;;;;\r\n",
+    ),
+    "tabs": (
+        "question_answer",
+        "list.tsv",
+        "image\tquestion\tanswer\na.jpg\tQ?\tA\nb.jpg\tR?\tB\n",
+    ),
+    "lines": (
+        "question_answer",
+        "list.json",
+        '{"id": 7, "image": "a.jpg", "question": "Q?", "answers": [2, 2.5, "x"]}\n'
+        '{"id": 7, "images": ["a.jpg", "sub/b.jpg"], "question": "R?", "answer": "B"}\n',
+    ),
+    "objects": (
+        "caption_pairs",
+        "list.json",
+        '{\n "Image": "a.jpg",\n "Caption": ["One", 2]\n}\n'
+        '{\n "Image": "a.jpg",\n "Caption": "3"\n}\n',
+    ),
+    "talk": (
+        "conversation",
+        "list.json",
+        '[{"id": "x", "images": ["a.jpg", "sub/b.jpg"], "conversations": [{"from": "system", '
+        '"value": "S"}, {"from": "human", "value": "<image>\\n<image>\\nQ?"}, {"from": "gpt", '
+        '"value": "A <image>"}, {"from": "human", "value": "Last?"}]}, {"id": "x", '
+        '"conversations": [{"from": "gpt", "value": "Hi"}, {"from": "human", "value": "The <image> '
+        'tag?"}, {"from": "gpt", "value": "B"}]}]',
+    ),
+    "messages": (
+        "conversation",
+        "list.jsonl",
+        '{"messages": [{"role": "user", "content": "<image>Q?"}, {"role": "assistant", "content": '
+        '"A"}], "images": ["a.jpg"]}\n{"messages": [{"role": "user", "content": [{"type": "image", '
+        '"image": "a.jpg"}, {"type": "text", "text": "Q?"}]}, {"role": "assistant", "content": '
+        '"A"}]}\n',
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OWN_LISTS)
+def test_damaged_lists_of_ones_own(kind: str, watch: Watch, tmp_path: Path):
+    reader, name, content = OWN_LISTS[kind]
+    (tmp_path / "secret.jpg").write_bytes(b"not for reading")
+    raw = tmp_path / "raw"
+    for image in ("a.jpg", "sub/b.jpg"):
+        write_image(raw / image)
+    path = raw / name
+    own = tmp_path / "mine.yaml"
+    own.write_text(
+        f"name: mine\ntask: own\nreader: {reader}\nsplits: {{train: {{files: [[{name}]]}}}}\n"
+        'prompts: {visual_question_answering: "{question}", captioning: Say}\n'
+        "templates: [visual_question_answering, captioning]\n"
+    )
+    valid = Valid(str(own), "train", raw, [path])
+    result = tmp_path / "result"
+    result.mkdir()
+    outcomes: Counter[str] = Counter()
+    for number, seed in enumerate(seeds("own", len(OWN_LISTS), kind)):
+        random = Random(seed)
+        way = rendered if number % 4 else prepared
+        good = content.encode(random.choice(("utf-8", "utf-8", "utf-8-sig", "utf-16", "cp1252")))
+        mutation = mutate(good, path.suffix, random)
+        path.write_bytes(mutation.data)
+        case = Case(watch, seed, mutation, result)
+        outcomes[
+            case.run(lambda way=way: way(valid, result / "out"), path.name, "mine (train)")
+        ] += 1
+        shutil.rmtree(result / "out", ignore_errors=True)
+    assert outcomes["refused"] and outcomes["refused"] < outcomes.total(), outcomes
 
 
 def test_damaged_dataset_files(watch: Watch, tmp_path: Path):

@@ -193,15 +193,22 @@ def test_other_data_than_the_checkpoint_had(
     assert verify_step(latest_step(run)) == 14
 
 
-def test_an_output_directory_in_use(zygote: Zygote, world_directory: Path, tmp_path: Path) -> None:
-    first = start(zygote, world_directory, tmp_path / "run")
-    first.wait_for_steps(1)
-    complaint = sentence(start(zygote, world_directory, tmp_path / "run"), 2)
-    assert str(tmp_path / "run") in complaint
-    assert f"process {first.pids[0]} on {socket.gethostname()}" in complaint
-    assert "output=" in complaint
-    succeeds(first)
-    assert verify_step(latest_step(tmp_path / "run")) == STEPS
+def test_of_two_runs_in_a_directory_the_later_goes_on(
+    zygote: Zygote, world_directory: Path, finished: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    first = start(zygote, world_directory, run, "training.steps=4000")
+    first.wait_until(lambda: latest_step(run) is not None)
+    # One that is refused takes nothing away.
+    assert "is 9, " in sentence(start(zygote, world_directory, run, "training.global_batch=9"), 2)
+    changed = start(zygote, world_directory, run, "data.balance=uniform", ranks=1)
+    assert "was trained on other data" in sentence(changed, 2)
+    second = start(zygote, world_directory, run)
+    complaint = sentence(first, 1)
+    by = f"(process {second.pids[0]} on {socket.gethostname()})"
+    assert complaint.startswith(f"{run} was taken over by a later start {by}")
+    assert "going on from step-" in succeeds(second)
+    assert digests(latest_step(run)) == digests(latest_step(finished))
 
 
 def test_a_signal_to_one_rank(

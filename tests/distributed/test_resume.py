@@ -48,14 +48,14 @@ def test_ten_kills_change_nothing(
         if moment == "start":
             time.sleep(moments.uniform(0.5, 2.0))
         elif moment == "write":
-            group.wait_until(lambda: any(checkpoints(run).glob(".writing-*")))
+            group.wait_until(lambda: any(run.glob("incarnations/*/step-*")))
         else:
             # Past one checkpoint (there is one every four steps), so that the chain moves on.
             group.wait_for_steps(moments.randint(4, 7))
             time.sleep(moments.uniform(0.0, 0.05))
         group.kill()
         assert group.wait() == [-9, -9], group.output()
-        killed_inside_a_write += any(checkpoints(run).glob(".writing-*"))
+        killed_inside_a_write += any(run.glob("incarnations/*/step-*"))
         for step in whole_steps(run):
             verify_step(step)  # whatever stands there is whole
     assert killed_inside_a_write >= 1

@@ -1,5 +1,6 @@
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,10 @@ from streaming import MDSWriter
 
 from ibtrain.data.records import Answer, Record
 from ibtrain.data.shards.records import COLUMNS, COMPRESSION, HASHES, record_to_columns
-from ibtrain.evaluation import benchmarks
-from ibtrain.evaluation.benchmarks import decoding_settings, evaluate, with_shuffled_images
+from ibtrain.evaluation import answering
+from ibtrain.evaluation.benchmarks import Options, evaluate, with_shuffled_images
+from ibtrain.evaluation.metric_base import MetricError
+from ibtrain.evaluation.protocols import protocol_of
 from ibtrain.evaluation.run import evaluate_benchmarks, find_benchmarks
 from ibtrain.pretrained.opening import open_model
 from tests.evaluation.pictures import encoded, noise
@@ -30,6 +33,7 @@ def records(count: int = 12, dataset: str = "gqa") -> list[Record]:
                 images=(encoded(noise(index // 2)),),
                 instructions=(f"Question: {question} Short answer:",),
                 answers=(Answer(answer if index % 6 else "blue"),),
+                plain=question,
                 details={"question_type": kind},
             )
         )
@@ -56,61 +60,82 @@ def opened(base):
 
 
 @pytest.fixture
-def answering(monkeypatch):
+def saying(monkeypatch):
     """Puts answers in the model's mouth: by instruction, or what a function makes of the image."""
 
     def put(answer):
-        def generate(opened, images, prompts, settings):
+        def generate(opened, images, prompts, settings, allowed=None):
             return [answer(own, prompt) for own, prompt in zip(images, prompts, strict=True)]
 
-        monkeypatch.setattr(benchmarks, "generate", generate)
+        monkeypatch.setattr(answering, "generate", generate)
 
     return put
 
 
-def test_scores(opened, tmp_path, answering):
-    answering(lambda images, prompt: "Red." if "color" in prompt else "no")
-    result = evaluate(opened, write_shards(tmp_path / "gqa", records()), batch_size=5)
-    assert (result.name, result.metric, result.n) == ("gqa", "exact match", 12)
-    assert {kind: accuracy.value for kind, accuracy in result.by_type.items()} == {
-        "color": 4 / 6,
+def scored(opened, directory, answers, **options):
+    protocol = protocol_of(directory)
+    (way,) = protocol.ways
+    return evaluate(opened, directory, protocol, way, answers, Options(**options))
+
+
+def test_scores(opened, tmp_path, saying):
+    saying(lambda images, prompt: "Red." if "color" in prompt else "no")
+    result = scored(opened, write_shards(tmp_path / "gqa", records()), tmp_path, batch_size=5)
+    assert (result.name, result.way.metric, result.score.n) == ("gqa", "exact match", 12)
+    assert {kind: one.value for kind, one in result.by["question_type"].items()} == {
+        "color": 4 / 6,  # those whose answer is blue are wrong
         "exists": 0.0,
     }
-    assert result.value == 4 / 12
-    low, high = result.interval
-    assert 0.1 < low < result.value < high < 0.7
+    assert result.score.value == 4 / 12
+    assert result.score.interval[0] < result.score.value < result.score.interval[1]
+    assert result.best_constant == (4 + 6) / 12
     assert result.best_constant_by_type == {"color": 4 / 6, "exists": 1.0}
-    assert result.best_constant == 10 / 12
-    first = result.predictions[2]
-    assert (first.id, first.question, first.prediction) == ("q2", "What color is it?", "Red.")
-    assert (first.answers, first.question_type, first.correct) == (("red",), "color", True)
-    assert result.images["q2"] == encoded(noise(1))
+    first = result.samples[0]
+    assert (first.id, first.question, first.texts) == ("q0", "What color is it?", ("blue",))
+    assert result.images and set(result.images) <= {f"q{index}" for index in range(12)}
+    assert not result.partial
 
 
 def test_the_model_itself_answers_whatever_the_batch(opened, tmp_path):
     shards = write_shards(tmp_path / "gqa", records())
-    one = evaluate(opened, shards, batch_size=1, limit=7)
-    many = evaluate(opened, shards, batch_size=5, limit=7)
-    assert one.predictions == many.predictions
-    assert many.n == 7
-    assert all(prediction.prediction for prediction in many.predictions)
+    one = scored(opened, shards, tmp_path / "a", batch_size=1, limit=7, greedy=True)
+    many = scored(opened, shards, tmp_path / "a", batch_size=5, limit=7, greedy=True)
+    assert one.samples == many.samples
+    assert many.score.n == 7
+    assert all(sample.prediction for sample in many.samples)
+    assert len(list((tmp_path / "a").iterdir())) == 2  # answers of other batches are others
 
 
-def test_decoding_of_short_answers():
-    settings = decoding_settings("gqa")
-    assert (settings.beams, settings.max_new_tokens) == (1, 10)
-
-
-def test_shuffled_images(opened, tmp_path, answering):
-    seen = []
-    answering(lambda images, prompt: str(seen.append(images[0])))
+def test_what_is_answered_is_not_answered_again(opened, tmp_path, saying):
     shards = write_shards(tmp_path / "gqa", records())
-    result = evaluate(opened, shards, shuffle_images=True, seed=3)
+    asked = []
+    saying(lambda images, prompt: asked.append(prompt) or "red")
+    whole = scored(opened, shards, tmp_path / "a", batch_size=5)
+    assert len(asked) == 12
+    (folder,) = (tmp_path / "a").iterdir()
+    (file,) = folder.glob("answers.*.jsonl")
+    lines = file.read_bytes().splitlines(keepends=True)
+    # Killed in the middle of the second batch, in the middle of a line.
+    file.write_bytes(b"".join(lines[:7]) + lines[7][:40])
+    asked.clear()
+    again = scored(opened, shards, tmp_path / "a", batch_size=5)
+    assert len(asked) == 7  # the second batch as a whole, and the third
+    assert again == whole
+    asked.clear()
+    assert scored(opened, shards, tmp_path / "a", batch_size=5) == whole
+    assert asked == []
+
+
+def test_shuffled_images(opened, tmp_path, saying):
+    seen = []
+    saying(lambda images, prompt: str(seen.append(images[0])))
+    shards = write_shards(tmp_path / "gqa", records())
+    result = scored(opened, shards, tmp_path, shuffle_images=True, seed=3)
     own = [record.images[0] for record in records()]
     assert result.shuffled_images
     assert all(given != kept for given, kept in zip(seen, own, strict=True))
     assert Counter(seen) == Counter(own)
-    assert result.images["q0"] == seen[0]
+    assert all(result.images[f"q{n}"] == seen[n] for n in range(12) if f"q{n}" in result.images)
 
 
 def test_shuffling_is_a_derangement_by_seed():
@@ -133,39 +158,68 @@ def test_shuffling_where_one_picture_is_most_of_all():
         with_shuffled_images([given[4]] * 8, 0)
 
 
-def test_records_without_an_image_are_asked_without(opened, tmp_path, answering):
-    answering(lambda images, prompt: str(len(images)))
+def test_records_without_an_image_are_asked_without(opened, tmp_path, saying):
+    saying(lambda images, prompt: str(len(images)))
     written = [Record("gqa", "t", "q0", (), ("Why?",), (Answer("0"),))]
-    result = evaluate(opened, write_shards(tmp_path / "gqa", written))
-    assert result.value == 1.0
-    assert list(result.by_type) == ["all"]
-    assert result.predictions[0].question == "Why?"
+    result = scored(opened, write_shards(tmp_path / "gqa", written), tmp_path)
+    assert result.score.value == 1.0
+    assert result.by == {}
+    assert result.samples[0].question == "Why?"
     assert result.images == {}
 
 
+def test_a_damaged_image_is_counted_and_the_score_partial(opened, tmp_path, saying):
+    saying(lambda images, prompt: "red")
+    written = records(4)
+    written[1] = replace(written[1], images=(b"no image",))
+    out = tmp_path / "out"
+    shards = write_shards(tmp_path / "gqa", written)
+    result = scored(opened, shards, out)
+    assert (result.missing, result.partial, result.score.n) == (1, True, 3)
+    assert "not a readable image" in result.samples[1].missing
+    assert any(note.startswith("partial: 1 records are missing") for note in result.notes)
+
+
+def test_no_public_answers(opened, tmp_path, saying):
+    saying(lambda images, prompt: "red")
+    written = [replace(record, answers=()) for record in records(3)]
+    result = scored(opened, write_shards(tmp_path / "gqa", written), tmp_path)
+    assert result.score is None
+    assert [sample.prediction for sample in result.samples] == ["red"] * 3
+    assert result.notes[0] == "3 of 3 records have no public answer and are not scored"
+
+
 def test_what_cannot_be_scored_is_refused(opened, tmp_path):
-    captions = write_shards(tmp_path / "captions", records(2, dataset="coco_caption"))
-    with pytest.raises(ValueError, match="scored by CIDEr, which is not computed here"):
-        evaluate(opened, captions)
     mixed = write_shards(tmp_path / "mixed", records(2) + records(2, dataset="vqav2"))
     with pytest.raises(ValueError, match="a benchmark is of one dataset"):
-        evaluate(opened, mixed)
+        scored(opened, mixed, tmp_path)
     with pytest.raises(ValueError, match="is not there"):
-        evaluate(opened, tmp_path / "nowhere")
+        scored(opened, tmp_path / "nowhere", tmp_path)
     with pytest.raises(ValueError, match="must be at least 1"):
-        evaluate(opened, mixed, batch_size=0)
+        Options(batch_size=0)
+    unlisted = write_shards(tmp_path / "signs", records(2, dataset="street_signs"))
+    with pytest.raises(ValueError, match="nothing says how 'street_signs' is evaluated"):
+        protocol_of(unlisted)
+    for dataset, message in (
+        ("iconqa", "iconqa q0: the list of candidates is empty"),
+        ("visdial", "visdial q0: the list of candidates is empty"),
+        ("hateful_memes", "its answer 'blue' is no label of 'yes', 'no'"),
+    ):
+        shards = write_shards(tmp_path / dataset, records(2, dataset=dataset))
+        with pytest.raises(MetricError, match=message):
+            scored(opened, shards, tmp_path)
 
 
 def test_every_benchmark_of_a_directory(base, tmp_path):
     data = tmp_path / "data"
     write_shards(data / "gqa", records(4))
     write_shards(data / "gqa-challenge", records(6))
-    write_shards(data / "coco_caption", records(2, dataset="coco_caption"))
-    document = evaluate_benchmarks(base, data, None, tmp_path / "out", batch_size=4)
+    write_shards(data / "llava", records(2, dataset="llava_detail"))
+    document = evaluate_benchmarks(base, data, None, tmp_path / "out", Options(batch_size=4))
     assert list(document["benchmarks"]) == ["gqa", "gqa-challenge"]
     assert document["benchmarks"]["gqa-challenge"]["n"] == 6
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == document
-    assert find_benchmarks(data, ["gqa-challenge"]) == [data / "gqa-challenge"]
+    assert list(find_benchmarks(data, ["gqa-challenge"])) == [data / "gqa-challenge"]
 
 
 def test_benchmarks_that_are_not_there(tmp_path):
@@ -173,10 +227,10 @@ def test_benchmarks_that_are_not_there(tmp_path):
         find_benchmarks(tmp_path / "nowhere", None)
     with pytest.raises(ValueError, match="no benchmark that is scored here"):
         find_benchmarks(tmp_path, None)
-    write_shards(tmp_path / "captions", records(2, dataset="coco_caption"))
-    with pytest.raises(ValueError, match="no benchmark that is scored here; found: captions"):
+    write_shards(tmp_path / "llava", records(2, dataset="llava_detail"))
+    with pytest.raises(ValueError, match="no benchmark that is scored here; found: llava"):
         find_benchmarks(tmp_path, None)
-    with pytest.raises(ValueError, match="CIDEr"):
-        find_benchmarks(tmp_path, ["captions"])
-    with pytest.raises(ValueError, match="holds no benchmark 'gqa'; found: captions"):
+    with pytest.raises(ValueError, match="nothing says how 'llava_detail' is evaluated"):
+        find_benchmarks(tmp_path, ["llava"])
+    with pytest.raises(ValueError, match="holds no benchmark 'gqa'; found: llava"):
         find_benchmarks(tmp_path, ["gqa"])

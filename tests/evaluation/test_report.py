@@ -4,18 +4,18 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from ibtrain.evaluation.benchmarks import BenchmarkResult, Prediction
-from ibtrain.evaluation.metrics import Accuracy
 from ibtrain.evaluation.report import write_results
-from ibtrain.evaluation.sheet import picture
+from ibtrain.evaluation.scoring import shown
+from ibtrain.evaluation.sheet import Prediction, picture
+from tests.evaluation.answers import answered
 from tests.evaluation.pictures import encoded, noise
+from tests.evaluation.results import result
 
 
 def prediction(index: int, **values) -> Prediction:
     standard = Prediction(
         id=f"q{index}",
         question="What color is it?",
-        instruction="Question: What color is it? Short answer:",
         prediction="red",
         answers=("red",),
         question_type=("color", "exists")[index % 2],
@@ -24,46 +24,57 @@ def prediction(index: int, **values) -> Prediction:
     return replace(standard, **values)
 
 
-def result(name: str = "gqa", count: int = 14) -> BenchmarkResult:
-    predictions = [prediction(index) for index in range(count)]
-    return BenchmarkResult(
-        name=name,
-        metric="exact match",
-        value=1.0,
-        interval=(0.78, 1.0),
-        n=count,
-        by_type={"color": Accuracy(1.0, (0.6, 1.0), 7)},
-        best_constant=0.5,
-        best_constant_by_type={"color": 0.5, "exists": 0.5},
-        shuffled_images=False,
-        predictions=predictions,
-        images={one.id: encoded(noise(index)) for index, one in enumerate(predictions)},
-    )
-
-
 def test_results_are_written(tmp_path):
-    document = write_results([result("gqa"), result("other", 3)], tmp_path / "deep" / "out")
     out = tmp_path / "deep" / "out"
+    document = write_results([result("gqa"), result("other", 3)], out, {"model": "tiny", "step": 3})
     assert json.loads((out / "results.json").read_text()) == document
+    assert document["model"] == {"model": "tiny", "step": 3}
     scores = document["benchmarks"]["gqa"]
-    assert scores["interval"] == [0.78, 1.0]
-    assert scores["by_type"] == {"color": {"value": 1.0, "interval": [0.6, 1.0], "n": 7}}
-    assert set(scores) == {
-        "metric",
-        "value",
-        "interval",
-        "n",
-        "by_type",
-        "best_constant",
-        "best_constant_by_type",
-        "shuffled_images",
+    assert (scores["value"], scores["n"], scores["metric"]) == (12 / 14, 14, "exact match")
+    assert scores["interval"][0] < 12 / 14 < scores["interval"][1]
+    assert scores["by_type"]["color"] == {
+        "value": 6 / 7,
+        "interval": scores["by_type"]["color"]["interval"],
+        "n": 7,
     }
+    assert scores["best_constant"] == 1.0
+    assert scores["protocol"]["decoding.beams"] == {"value": 5, "source": "released code"}
+    assert scores["protocol"]["split"] == {"value": "testdev", "source": "published"}
+    assert scores["table_1"]["InstructBLIP Vicuna-7B"] == 49.2
     lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
     assert len(lines) == 17
     assert lines[-1]["benchmark"] == "other"
-    assert lines[0]["answers"] == ["red"]
-    names = ["gqa.png", "other.png", "predictions.jsonl", "results.json"]
-    assert sorted(path.name for path in out.iterdir()) == names
+    assert (lines[0]["answers"], lines[0]["weights"]) == (["red"], [1.0])
+    assert (lines[0]["value"], lines[0]["correct"]) == (0.0, False)
+    assert (lines[1]["value"], lines[1]["correct"]) == (1.0, True)
+    assert "| gqa | exact match | 85.71 |" in (out / "results.md").read_text()
+    names = ["gqa.png", "index.html", "other.png", "predictions.jsonl", "results.json"]
+    assert sorted(path.name for path in out.iterdir()) == [*names, "results.md"]
+
+
+def test_the_page_needs_nothing_beside_itself_and_escapes_what_models_say(tmp_path):
+    samples = tuple(
+        answered(n, "<script>alert(1)</script>", question="<b>Why?</b>") for n in range(3)
+    )
+    write_results([result(samples=samples), result("visdial & co")], tmp_path)
+    page = (tmp_path / "index.html").read_text()
+    assert "<script" not in page and "<b>Why" not in page
+    assert "&lt;script&gt;alert(1)" in page and "visdial &amp; co" in page
+    assert "http://" not in page and "https://" not in page
+    assert "InstructBLIP Vicuna-13B" in page and "salesforce/LAVIS#575" in page
+    assert page.count("data:image/jpeg;base64,") == 3 + 14
+    assert 'class="card wrong"' in page and 'class="card right"' in page
+
+
+def test_no_score_is_invented_where_no_answers_are_public(tmp_path):
+    samples = tuple(answered(n, answers=()) for n in range(3))
+    document = write_results([result("vqav2", dataset="vqav2", samples=samples)], tmp_path)
+    row = document["benchmarks"]["vqav2"]
+    assert (row["value"], row["interval"], row["n"]) == (None, None, 0)
+    assert "| vqav2 | VQA accuracy | - | - | 0 |" in (tmp_path / "results.md").read_text()
+    sent = json.loads((tmp_path / "submissions" / "vqav2.json").read_text())
+    assert sent[0] == {"question_id": "q0", "answer": "red"}
+    assert all(one.correct is None for one in shown(result(samples=samples)))
 
 
 def test_a_name_is_used_once(tmp_path):
@@ -72,14 +83,14 @@ def test_a_name_is_used_once(tmp_path):
 
 
 def test_the_sheet(tmp_path):
-    one = result()
     predictions = [
-        replace(one.predictions[0], correct=False, prediction=""),
-        replace(one.predictions[1], correct=False, prediction="word " * 40, question="Why " * 60),
-        replace(one.predictions[2], prediction="d" * 90),
-        *one.predictions[3:],
+        prediction(0, correct=False, prediction=""),
+        prediction(1, correct=False, prediction="word " * 40, question="Why " * 60),
+        prediction(2, prediction="d" * 90, correct=None),
+        *(prediction(index) for index in range(3, 14)),
     ]
-    images = one.images | {"q3": encoded(noise(3, size=(400, 30)))}
+    images = {f"q{index}": encoded(noise(index)) for index in range(14)}
+    images["q3"] = encoded(noise(3, size=(400, 30)))
     picture(predictions, images, tmp_path / "sheet.png", "title " * 40)
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert 1000 < sheet.width < 1400

@@ -60,7 +60,7 @@ def test_a_shipped_recipe_without_its_weights():
     """13B: about 52 GB of gathers for each GPU and micro-batch, and the tower's 2 once."""
     plan = make_plan(load_recipe("vicuna13b"), cluster("a100-40g", nodes=2))
     assert plan.architecture.startswith("vicuna-13b as published, for ")
-    zero2, zero3 = plan.choices[1:]
+    zero2, zero3 = plan.choices[1:3]
     language = 2 * 13_015_874_560
     assert 2 * language * 15 / 16 < zero3.gathered_bytes_per_micro_batch < 2 * language * 1.06
     assert zero2.gathered_bytes_per_micro_batch == 0
@@ -106,9 +106,16 @@ def test_gradient_checkpointing_is_advised_before_smaller_batches():
     )
 
 
-def test_nothing_helps_where_weights_alone_are_too_much():
-    plan = make_plan(load_recipe("vicuna13b"), cluster("rtx3090", gpus_per_node=1))
-    assert "one sample at a time is too much too" in plan.because
+def test_weights_alone_are_too_much():
+    """The host's memory is thought of where nothing else fits, and helps with weights alone."""
+    alone = cluster("rtx3090", gpus_per_node=1)
+    plan = make_plan(load_recipe("vicuna13b"), alone)
+    assert plan.chosen == "zero3-offload"
+    assert [choice.fits for choice in plan.choices] == [False, False, False, True]
+    wide = load_recipe(
+        "vicuna13b", ["data.max_instruction_tokens=60000", "data.max_answer_tokens=60000"]
+    )
+    assert "one sample at a time is too much too" in make_plan(wide, alone).because
 
 
 def test_recomputing_costs_time_and_no_mfu():

@@ -254,6 +254,13 @@ def test_missing_tokenizers_and_weights(base, tmp_path):
         open_model(directory)
 
 
+def test_an_instruction_longer_than_the_positions_loses_its_beginning(base):
+    tokenizer = open_model(base).tokenizer
+    ids = tokenizer.instruction("what " * 99 + "color is the circle?").qformer
+    assert len(ids) == tokenizer.max_instruction_tokens == 64
+    assert tokenizer.qformer.decode(ids, skip_special_tokens=True).endswith("color is the circle?")
+
+
 def test_another_model_type_is_refused(base, tmp_path):
     other = copied(base, tmp_path / "other")
     edit_config(other, model_type="bert")

@@ -4,11 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import InstructBlipConfig
 
 from ibtrain.model.instructblip import set_trainable
-from ibtrain.pretrained.configuration import check_vocabularies, read_config
-from ibtrain.pretrained.fit import choose_sources, parameter_shapes
+from ibtrain.pretrained.configuration import read_config
+from ibtrain.pretrained.fit import choose_sources
 from ibtrain.pretrained.tensors import INDEX_NAME, SINGLE_NAME, RandomSource, SafetensorsSource
 from tests.tiny import tiny_config, tiny_model, transformers_twin
 
@@ -139,166 +138,12 @@ def test_random_weights_stay_as_they_are():
     torch.testing.assert_close(drawn.flatten(), torch.tensor(pinned), rtol=0, atol=1e-6)
 
 
-class Shapes:
-    """A source of which only the shapes are asked."""
-
-    def __init__(self, shapes, description="base here"):
-        self.description = description
-        self._shapes = shapes
-
-    def shapes(self):
-        return self._shapes
-
-    def get(self, name):
-        raise AssertionError("no values are needed to choose")
-
-
-def test_the_last_source_that_has_a_tensor_is_taken():
-    config = tiny_config()
-    base = Shapes(parameter_shapes(config))
-    name = "language_projection.weight"
-    tuned = Shapes({name: base.shapes()[name]}, "checkpoint")
-    chosen = choose_sources(config, True, [base, tuned])
-    assert set(chosen) == set(base.shapes())
-    assert {key for key, source in chosen.items() if source is tuned} == {name}
-
-
-def test_the_ablation_leaves_the_text_weights_out():
-    config = tiny_config()
-    chosen = choose_sources(config, False, [Shapes(parameter_shapes(config))])
-    assert set(chosen) == set(parameter_shapes(config, False))
-    assert "qformer.embeddings.word_embeddings.weight" not in chosen
-
-
-def test_position_ids_of_older_releases_are_passed_over():
-    config = tiny_config()
-    shapes = parameter_shapes(config) | {"qformer.embeddings.position_ids": (1, 64)}
-    assert set(choose_sources(config, True, [Shapes(shapes)])) == set(parameter_shapes(config))
-
-
-def test_an_unknown_tensor_is_named():
-    config = tiny_config()
-    shapes = parameter_shapes(config) | {"head.weight": (1,), "zzz": (1,)}
-    with pytest.raises(ValueError, match=r"base here holds 2 tensors .* first is 'head\.weight'"):
-        choose_sources(config, True, [Shapes(shapes)])
-
-
-def test_a_wrong_shape_is_named():
-    config = tiny_config()
-    shapes = parameter_shapes(config) | {"language_projection.bias": (33,)}
-    said = r"base here: language_projection\.bias is \[33\], the configuration wants \[32\]"
-    with pytest.raises(ValueError, match=said):
-        choose_sources(config, True, [Shapes(shapes)])
-
-
-def test_missing_parameters_are_named():
-    config = tiny_config()
-    shapes = parameter_shapes(config)
-    del shapes["query_tokens"], shapes["language_projection.bias"]
-    said = r"2 parameters .* \(base here\).* first is 'language_projection\.bias'"
-    with pytest.raises(ValueError, match=said):
-        choose_sources(config, True, [Shapes(shapes)])
-
-
-def test_read_config(tmp_path):
-    tiny_config(vision_width=48).save_pretrained(tmp_path)
-    config = read_config(tmp_path)
-    assert isinstance(config, InstructBlipConfig)
-    assert config.vision_config.hidden_size == 48
-    assert config.text_config.model_type == "llama"
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("{", r"config\.json is not (a JSON object|JSON)"),
-        ("[1]", r"config\.json is not (a JSON object|JSON)"),
-        ('{"model_type": "blip-2"}', "is of model type 'blip-2'; an 'instructblip' is wanted"),
-        ("{}", "is of model type None"),
-        ("\udc80", r"config\.json is not (a JSON object|JSON)"),
-    ],
-)
-def test_a_config_of_something_else(tmp_path, text, said):
-    (tmp_path / "config.json").write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(ValueError, match=said):
-        read_config(tmp_path)
-
-
-def test_a_directory_without_config(tmp_path):
-    with pytest.raises(ValueError, match=r"is not a model: it has no config\.json"):
-        read_config(tmp_path)
-    with pytest.raises(ValueError, match="absent is not a model: there is no such directory"):
-        read_config(tmp_path / "absent")
-
-
-@pytest.mark.parametrize(
-    ("part", "changes", "said"),
-    [
-        ("text_config", {"model_type": "nonesuch"}, r"text_config is no configuration .*nonesuch"),
-        (
-            "text_config",
-            {"hidden_act": "nonesuch"},
-            r"no model can be built of .*config\.json: Key",
-        ),
-        # transformers 5 looks at these while it opens the configuration.
-        (
-            "text_config",
-            {"hidden_size": "wide"},
-            r"config\.json(: | is no configuration .*)(Type|Str)",
-        ),
-        ("text_config", {"num_attention_heads": 0}, r"config\.json(: | is no .*\()ZeroDivision"),
-        ("vision_config", {"patch_size": 0}, "no model can be built of .*: ZeroDivision"),
-        ("vision_config", {"num_attention_heads": 5}, "heads is 5, which does not divide .*24"),
-        ("qformer_config", {"num_attention_heads": 0}, "heads is 0, which does not divide .*20"),
-    ],
-)
-def test_a_config_of_which_no_model_can_be_built(tmp_path, part, changes, said):
-    tiny_config().save_pretrained(tmp_path)
-    file = tmp_path / "config.json"
-    values = json.loads(file.read_text())
-    values[part] |= changes
-    file.write_text(json.dumps(values))
-    with pytest.raises(ValueError, match=said):
-        parameter_shapes(read_config(tmp_path))
-
-
-def test_a_config_nested_without_end(tmp_path):
-    (tmp_path / "config.json").write_text("[" * 200_000)
-    with pytest.raises(ValueError, match="is not JSON"):
-        read_config(tmp_path)
-
-
 def test_a_tensor_in_two_shards_is_refused(tmp_path):
     files = [tmp_path / f"{number}.safetensors" for number in range(2)]
     for number, file in enumerate(files):
         save_file({"one": torch.full((2,), float(number))}, file)
     with pytest.raises(ValueError, match=r"0\.safetensors and .*1\.safetensors both hold one"):
         SafetensorsSource(files, "base")
-
-
-def test_what_is_missing_of_a_part_that_is_there(tmp_path):
-    config = tiny_config()
-    shapes = parameter_shapes(config)
-    del shapes["language_model.lm_head.weight"]
-    with pytest.raises(ValueError, match="1 of the language model; where a part is there and not"):
-        choose_sources(config, True, [RandomSource(shapes, 0, 0.1)])
-
-
-def test_vocabularies_that_fit():
-    check_vocabularies(tiny_config(), 96, 64, "base")
-    check_vocabularies(tiny_config(), 90, 60, "base")  # embeddings are often rounded up
-
-
-@pytest.mark.parametrize(
-    ("sizes", "said"),
-    [
-        ((97, 64), "base: the language tokenizer has 97 tokens .* 96 rows"),
-        ((96, 65), "base: the Q-Former tokenizer has 65 tokens .* 64 rows"),
-    ],
-)
-def test_vocabularies_that_do_not_fit(sizes, said):
-    with pytest.raises(ValueError, match=said):
-        check_vocabularies(tiny_config(), *sizes, "base")
 
 
 @pytest.mark.parametrize("trained", ["vision", "qformer", "projection", "language"])

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from ibtrain.config import Recipe, dump_recipe
-from ibtrain.run_directory import OPTIMIZER, STATE, TRAINABLE, publish_step
+from ibtrain.fencing import Incarnation
+from ibtrain.run_directory import OPTIMIZER, STATE, TRAINABLE, publish_step, take_run
 from ibtrain.training.telemetry import Telemetry
 from tests.data.small_shards import write_shards
 
@@ -45,7 +46,8 @@ def write_run(
     recipe = recipe_of(run, shards, **training)
     (run / "recipe.yaml").write_text(dump_recipe(recipe))
     for first in range(0, steps, 20):
-        telemetry = Telemetry(run, first)
+        incarnation = take_run(run)
+        telemetry = Telemetry(incarnation, first)
         with (run / "starts.jsonl").open("a") as file:
             start = {
                 "step": first,
@@ -57,7 +59,7 @@ def write_run(
             file.write(json.dumps(start) + "\n")
         for step in range(first + 1, min(first + 20, steps) + 1):
             telemetry.log(step, values(step, loss))
-        _checkpoint(run, min(first + 20, steps), recipe)
+        _checkpoint(incarnation, min(first + 20, steps), recipe)
     bad = {"kind": "record", "dataset": "vqav2", "shard": "shard.00001.mds", "record": 3}
     telemetry.quarantine(30, [bad | {"samples": 1, "reason": "not a readable image"}])
     return run
@@ -79,7 +81,7 @@ def values(step: int, loss: float) -> dict[str, Any]:
     }
 
 
-def _checkpoint(run: Path, step: int, recipe: Recipe) -> None:
+def _checkpoint(incarnation: Incarnation, step: int, recipe: Recipe) -> None:
     state = {
         "step": step,
         "ibtrain": "0.1.0",
@@ -93,7 +95,7 @@ def _checkpoint(run: Path, step: int, recipe: Recipe) -> None:
             (directory / name).write_bytes(bytes(500_000))
         (directory / STATE).write_text(json.dumps(state))
 
-    publish_step(run, step, write_files)
+    publish_step(incarnation.run, step, write_files, incarnation)
 
 
 def change_recipe(run: Path, **changes: Any) -> None:

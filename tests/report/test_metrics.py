@@ -3,11 +3,12 @@ import tracemalloc
 from pathlib import Path
 
 from ibtrain.report.metrics import MOST_DATASETS, read_metrics
+from ibtrain.run_directory import take_run
 from ibtrain.training.telemetry import Telemetry
 
 
 def test_what_telemetry_writes_is_read(tmp_path: Path):
-    telemetry = Telemetry(tmp_path, 0)
+    telemetry = Telemetry(take_run(tmp_path), 0)
     for step in (1, 2, 3):
         telemetry.log(
             step,

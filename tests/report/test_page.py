@@ -37,7 +37,7 @@ def test_the_page_of_a_run(run: Path, tmp_path: Path):
         *("Device memory", "Host memory", "vqav2", "llava"),
     ]
     assert "Loss, per answer token. first: from 4 at step 1 to 0.1 at step 40." in text
-    assert text.count("first went on from step 20 2026-11-22 10:00:00 UTC".replace("22", "21")) >= 7
+    assert text.count("first went on from step 20 2026-11-21 10:00:00 UTC") >= 7
     # Drawn: 5 of 8 and 3 of 8; asked for: what the checkpoint says.
     mixture = rows_of(text, "shares of the mixture of first")
     assert mixture[1:] == [
@@ -125,6 +125,16 @@ def test_the_plan_is_held_against_what_was_measured(run: Path, tmp_path: Path, s
     assert_by_itself(Page(text))
     change_recipe(own, sharding="zero3")
     assert "plan.json says nothing of zero3" in report(own, out=tmp_path / "p.html", samples=0)
+    # As training writes it: what it took and why, with the plan where the planner chose.
+    within = {"sharding": "zero2", "because": "it fits", "ranks": 2, "plan": plan}
+    (own / "plan.json").write_text(json.dumps(within))
+    text = report(own, out=tmp_path / "p.html", samples=0)
+    assert rows_of(text, "plan and measurement of run")[2] == [
+        *("seconds per step", "0.25", "0.5", "2.00")
+    ]
+    (own / "plan.json").write_text('{"sharding": "zero3", "because": "the recipe names it"}')
+    text = report(own, out=tmp_path / "p.html", samples=0)
+    assert "zero3, because the recipe names it" in text and "no plan was made" in text
     for broken in ({"choices": 3}, {"choices": [1, {"sharding": "zero3", "mfu": "x"}]}, {}):
         (own / "plan.json").write_text(json.dumps(broken))
         report(own, out=tmp_path / "p.html", samples=0)

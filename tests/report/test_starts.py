@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ibtrain.report.lines import Unread
 from ibtrain.report.starts import Start, read_starts, when
+from ibtrain.run_directory import take_run
 from ibtrain.training.telemetry import Telemetry
 
 
@@ -27,7 +28,7 @@ def test_recorded_starts_are_read(tmp_path: Path):
 def test_older_runs_are_told_by_their_event_files(tmp_path: Path):
     """The files are those that training writes; there are no lines for them."""
     for step in (0, 40):
-        Telemetry(tmp_path, step).log(step + 1, {"loss": 1.0})
+        Telemetry(take_run(tmp_path), step).log(step + 1, {"loss": 1.0})
     starts = read_starts(tmp_path, Unread())
     assert [start.step for start in starts] == [0, 40]
     names = sorted(path.name for path in tmp_path.glob("events.*"))
@@ -37,7 +38,7 @@ def test_older_runs_are_told_by_their_event_files(tmp_path: Path):
 
 
 def test_starts_before_the_first_recorded_one_are_added(tmp_path: Path):
-    Telemetry(tmp_path, 0)
+    Telemetry(take_run(tmp_path), 0)
     [file] = tmp_path.glob("events.*")
     content = file.read_bytes()
     (tmp_path / "events.out.tfevents.1700000000.123456.host.1").write_bytes(content)
@@ -50,7 +51,7 @@ def test_starts_before_the_first_recorded_one_are_added(tmp_path: Path):
 
 
 def test_event_files_of_any_content_are_survived(tmp_path: Path):
-    Telemetry(tmp_path, 5)
+    Telemetry(take_run(tmp_path), 5)
     [file] = tmp_path.glob("events.*")
     good = file.read_bytes()
     file.unlink()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from ibtrain.run_directory import take_run
 from ibtrain.training.telemetry import Telemetry
 
 
@@ -25,7 +26,7 @@ def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def test_lines_and_scalars(tmp_path):
-    telemetry = Telemetry(tmp_path, resumed_step=0)
+    telemetry = Telemetry(take_run(tmp_path), resumed_step=0)
     telemetry.log(10, {"loss": 2.5, "by_dataset": {"vqav2": 2.0, "coco": 3.0}, "note": "warm"})
     telemetry.log(20, {"loss": 1})
     assert lines(tmp_path) == [
@@ -45,7 +46,7 @@ def test_lines_and_scalars(tmp_path):
 
 
 def test_a_line_is_on_disk_when_it_is_logged(tmp_path):
-    telemetry = Telemetry(tmp_path, 0)
+    telemetry = Telemetry(take_run(tmp_path), 0)
     telemetry.log(1, {"loss": 0.5})
     assert lines(tmp_path) == [{"step": 1, "loss": 0.5}]
     assert scalars(tmp_path) == {"loss": [(1, 0.5)]}
@@ -53,7 +54,7 @@ def test_a_line_is_on_disk_when_it_is_logged(tmp_path):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_a_number_that_is_none_ends_nothing(tmp_path, value):
-    telemetry = Telemetry(tmp_path, 0)
+    telemetry = Telemetry(take_run(tmp_path), 0)
     telemetry.log(1, {"loss": value, "by_dataset": {"coco": value, "vqav2": 1.5}, "rate": 0.25})
     telemetry.log(2, {"loss": 1.0})
     assert lines(tmp_path) == [
@@ -64,12 +65,12 @@ def test_a_number_that_is_none_ends_nothing(tmp_path, value):
 
 
 def test_after_a_resume_the_files_read_as_one_run(tmp_path):
-    first = Telemetry(tmp_path, 0)
+    first = Telemetry(take_run(tmp_path), 0)
     for step in (10, 20, 30):
         first.log(step, {"loss": float(step)})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 40, "lo')  # the process was killed here
-    second = Telemetry(tmp_path, resumed_step=20)
+    second = Telemetry(take_run(tmp_path), resumed_step=20)
     assert lines(tmp_path) == [{"step": 10, "loss": 10.0}, {"step": 20, "loss": 20.0}]
     second.log(30, {"loss": 33.0})
     assert [line["loss"] for line in lines(tmp_path)] == [10.0, 20.0, 33.0]
@@ -78,12 +79,12 @@ def test_after_a_resume_the_files_read_as_one_run(tmp_path):
 
 def test_a_run_from_the_start_drops_every_line(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 10}\n[]\n7\n\n{"loss": 1}\n')
-    Telemetry(tmp_path, resumed_step=0)
+    Telemetry(take_run(tmp_path), resumed_step=0)
     assert lines(tmp_path) == []
 
 
 def test_a_full_disk_is_warned_of_once_and_left_out(tmp_path, caplog):
-    telemetry = Telemetry(tmp_path, 0)
+    telemetry = Telemetry(take_run(tmp_path), 0)
     telemetry.log(1, {"loss": 1.0})
     path = tmp_path / "metrics.jsonl"
     path.rename(tmp_path / "kept.jsonl")
@@ -105,8 +106,9 @@ def test_a_full_disk_is_warned_of_once_and_left_out(tmp_path, caplog):
 LIMITED = """
 import resource, sys
 from pathlib import Path
+from ibtrain.run_directory import take_run
 from ibtrain.training.telemetry import Telemetry
-telemetry = Telemetry(Path(sys.argv[1]), 0)
+telemetry = Telemetry(take_run(Path(sys.argv[1])), 0)
 resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
 for step in range(300):
     telemetry.log(step, {"loss": 1.0})
@@ -130,10 +132,10 @@ def test_without_tensorboard_the_lines_are_written_and_it_is_said(tmp_path, monk
     for name in [name for name in sys.modules if name.split(".")[0] == "tensorboard"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "tensorboard", None)  # as if it were not installed
-    telemetry = Telemetry(tmp_path, resumed_step=0)
+    telemetry = Telemetry(take_run(tmp_path), resumed_step=0)
     telemetry.log(1, {"loss": 2.0})
     telemetry.log(2, {"loss": 1.0})
     assert lines(tmp_path) == [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]
-    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+    assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ["metrics.jsonl"]
     (said,) = caplog.messages
     assert said.startswith("no file for TensorBoard is written") and "pip install" in said

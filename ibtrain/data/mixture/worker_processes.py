@@ -146,6 +146,7 @@ def _serve(
     # A scheduler signals every process of a job; the one that trains decides when to stop.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     torch.set_num_threads(1)  # the processes share the cores
     for end in ends_here:
         end.close()  # or they would be held open after the training process is gone

@@ -1,1 +1,1 @@
-"""From annotation files and images to shards: surveyed, converted in processes or parts, merged."""
+"""From annotation files and images to shards: surveyed, converted in chunks, merged."""

@@ -1,7 +1,7 @@
-"""Converting one part: examples to records to shards, in a directory that is whole or not there.
+"""Converting one chunk: examples to records to shards, in a directory that appears atomically.
 
-A part is converted by whoever holds its lock. Its directory is written under another name and
-renamed at the end, so a finished part is never touched again and a killed one leaves nothing that
+A chunk is converted by whoever holds its lock. Its directory is written under another name and
+renamed at the end, so a finished chunk is never touched again and a killed one leaves nothing that
 counts.
 """
 
@@ -18,7 +18,7 @@ import xxhash
 from ibtrain.data import instructions
 from ibtrain.data.catalog import DatasetEntry
 from ibtrain.data.images import DAMAGE, encode_jpeg, image_size, reencode
-from ibtrain.data.preparation.survey import Plan, private
+from ibtrain.data.preparation.survey import Survey, private
 from ibtrain.data.records import Example, Record
 from ibtrain.data.shards.format import decode_sample
 from ibtrain.data.shards.records import columns_to_record, record_to_columns
@@ -28,6 +28,7 @@ from ibtrain.files import locked, sync_tree
 
 MAXIMUM_RECORD_BYTES = 1 << 25
 QUARANTINE = "quarantine.jsonl"
+# The names on disk are those of earlier releases, whose unfinished conversions go on.
 _REPORT = "part.json"
 _MEASURES = ("instruction_characters", "answer_characters", "width", "height", "image_bytes")
 
@@ -71,8 +72,8 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class PartReport:
-    """A finished part: its records, bad examples, entries of the index, and what it measures.
+class ChunkReport:
+    """A finished chunk: its records, bad examples, entries of the index, and what it measures.
 
     `digest` is that of the examples that it was made from.
     """
@@ -84,44 +85,44 @@ class PartReport:
     spreads: dict[str, Spread]
 
 
-def part_directory(parts: Path, part: int) -> Path:
-    """Where a finished part lies."""
-    return parts / f"part-{part:05}"
+def chunk_directory(chunks: Path, chunk: int) -> Path:
+    """Where a finished chunk lies."""
+    return chunks / f"part-{chunk:05}"
 
 
-def finished(parts: Path, part: int) -> PartReport | None:
-    """The report of a part, if it is finished."""
+def finished(chunks: Path, chunk: int) -> ChunkReport | None:
+    """The report of a chunk, if it is finished."""
     try:
-        text = (part_directory(parts, part) / _REPORT).read_text(encoding="utf-8")
+        text = (chunk_directory(chunks, chunk) / _REPORT).read_text(encoding="utf-8")
     except FileNotFoundError:
         return None
     fields = json.loads(text)
     fields["shards"] = tuple(fields["shards"])
     fields["spreads"] = {name: Spread(*values) for name, values in fields["spreads"].items()}
-    return PartReport(**fields)
+    return ChunkReport(**fields)
 
 
-def quarantine_of(parts: Path, part: int) -> list[dict[str, Any]]:
-    """{"number", "id", "reason"} of each bad example of a finished part."""
-    with (part_directory(parts, part) / QUARANTINE).open(encoding="ascii") as lines:
+def quarantine_of(chunks: Path, chunk: int) -> list[dict[str, Any]]:
+    """{"number", "id", "reason"} of each bad example of a finished chunk."""
+    with (chunk_directory(chunks, chunk) / QUARANTINE).open(encoding="ascii") as lines:
         return [json.loads(line) for line in lines]
 
 
-def convert_part(
-    parts: Path,
-    plan: Plan,
-    part: int,
+def convert_chunk(
+    chunks: Path,
+    survey: Survey,
+    chunk: int,
     settings: Settings,
     *,
     wait: bool,
     progress: Callable[[], object] = lambda: None,
-) -> PartReport:
-    """Converts a part, unless that is done already.
+) -> ChunkReport:
+    """Converts a chunk, unless that is done already.
 
     Args:
-        parts: the directory of all parts.
-        plan: what is to be converted.
-        part: its number.
+        chunks: the directory of all chunks.
+        survey: what is to be converted.
+        chunk: its number.
         settings: how.
         wait: wait for another process that converts it now.
         progress: called after every example.
@@ -130,19 +131,19 @@ def convert_part(
         BusyError: another process converts it now, and `wait` is false.
         OSError: the disk is full, or something like it.
     """
-    with locked(parts / f"part-{part:05}.lock", wait_seconds=None if wait else 0):
-        lines = plan.lines_of(part)
+    with locked(chunks / f"part-{chunk:05}.lock", wait_seconds=None if wait else 0):
+        lines = survey.lines_of(chunk)
         digest = xxhash.xxh3_128_hexdigest("".join(lines).encode("ascii"))
-        done = finished(parts, part)
+        done = finished(chunks, chunk)
         if done is not None and done.digest == digest:
             return done
-        target = part_directory(parts, part)
-        for leftover in (target, *parts.glob(f".part-{part:05}.*")):
+        target = chunk_directory(chunks, chunk)
+        for leftover in (target, *chunks.glob(f".part-{chunk:05}.*")):
             if leftover.is_dir():
                 shutil.rmtree(leftover)
-        temporary = Path(tempfile.mkdtemp(prefix=f".part-{part:05}.", dir=parts))
+        temporary = Path(tempfile.mkdtemp(prefix=f".part-{chunk:05}.", dir=chunks))
         try:
-            report = _write(temporary, map(plan.example, lines), digest, settings, progress)
+            report = _write(temporary, map(survey.example, lines), digest, settings, progress)
             content = asdict(report)
             content["spreads"] = {
                 name: list(asdict(spread).values()) for name, spread in report.spreads.items()
@@ -162,7 +163,7 @@ def _write(
     digest: str,
     settings: Settings,
     progress: Callable[[], object],
-) -> PartReport:
+) -> ChunkReport:
     writer = ShardWriter(directory)
     pictures = _Pictures(settings)
     written = quarantined = 0
@@ -184,7 +185,7 @@ def _write(
                 _measure(record, sizes, spreads)
             progress()
     writer.finish()
-    return PartReport(digest, written, quarantined, tuple(writer.entries), spreads)
+    return ChunkReport(digest, written, quarantined, tuple(writer.entries), spreads)
 
 
 def _record(
@@ -233,21 +234,24 @@ class _Pictures:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._path: Path | None = None
+        self._paths: tuple[Path, ...] = ()
         self._images: tuple[bytes, ...] = ()
         self._sizes: tuple[tuple[int, int], ...] = ()
         self._fault: ValueError | None = None
 
     def of(self, example: Example) -> tuple[tuple[bytes, ...], tuple[tuple[int, int], ...]]:
-        """The images of an example (one, the frames of a video, or none) and their sizes."""
-        path = example.image or example.video
-        if path is None:
-            return (), ()
-        if path != self._path:
-            self._path, self._fault = path, None
+        """The images of an example (one, several, the frames of a video, or none), their sizes."""
+        paths = (example.image,) if example.image else example.images
+        if example.video:
+            paths = (example.video,)
+        if paths != self._paths:
+            self._paths, self._fault = paths, None
             self._images, self._sizes = (), ()
             try:
-                self._images = self._frames(path) if example.video else (self._reencoded(path),)
+                if example.video:
+                    self._images = self._frames(example.video)
+                else:
+                    self._images = tuple(self._reencoded(path) for path in paths)
                 self._sizes = tuple(image_size(image) for image in self._images)
             except DAMAGE as error:
                 self._fault = ValueError(str(error))

@@ -1,4 +1,4 @@
-"""The end of a conversion: the budget of bad annotations, and all parts into one directory."""
+"""The end of a conversion: the budget of bad annotations, and all chunks into one directory."""
 
 import json
 import os
@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ibtrain.data.preparation.conversion import (
-    PartReport,
+    ChunkReport,
+    chunk_directory,
     finished,
-    part_directory,
     quarantine_of,
 )
-from ibtrain.data.preparation.survey import Plan
+from ibtrain.data.preparation.survey import Survey
 from ibtrain.data.shards.card import CARD, QUARANTINE
 from ibtrain.data.shards.index import INDEX, read_index
 from ibtrain.data.shards.records import fingerprint
@@ -30,7 +30,8 @@ class OverBudgetError(ValueError):
 
 @dataclass(frozen=True)
 class PrepareReport:
-    """What became of a split: records written, dropped by reason, and bad ones set aside.
+    """What became of a split: records written, what was left out by reason, bad annotations set
+    aside and the reason of the first, and records renamed because their id came before.
 
     `complete` is false where only a portion was converted and others are still to come; then only
     this portion is counted.
@@ -43,33 +44,35 @@ class PrepareReport:
     quarantined: int
     shards: int
     complete: bool = True
+    renamed: int = 0
+    first_bad: str = ""
 
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of all parts so far; `reports` holds those that are finished, by number."""
+    """What is known of all chunks so far; `reports` holds those that are finished, by number."""
 
-    parts: Path
-    plan: Plan
-    reports: dict[int, PartReport]
+    chunks: Path
+    survey: Survey
+    reports: dict[int, ChunkReport]
 
     @classmethod
-    def of(cls, parts: Path, plan: Plan, looked_at: range) -> "Known":
-        """Looks at the parts numbered `looked_at`."""
-        found = {part: finished(parts, part) for part in looked_at}
-        return cls(parts, plan, {part: report for part, report in found.items() if report})
+    def of(cls, chunks: Path, survey: Survey, looked_at: range) -> "Known":
+        """Looks at the chunks numbered `looked_at`."""
+        found = {chunk: finished(chunks, chunk) for chunk in looked_at}
+        return cls(chunks, survey, {chunk: report for chunk, report in found.items() if report})
 
     @property
     def bad(self) -> int:
         """Bad annotations so far."""
-        return self.plan.rejected + sum(report.quarantined for report in self.reports.values())
+        return self.survey.rejected + sum(report.quarantined for report in self.reports.values())
 
     def quarantine(self) -> list[dict[str, Any]]:
         """All bad annotations in their order."""
-        rows = self.plan.rejections()
-        for part, report in self.reports.items():
+        rows = self.survey.rejections()
+        for chunk, report in self.reports.items():
             if report.quarantined:
-                rows += quarantine_of(self.parts, part)
+                rows += quarantine_of(self.chunks, chunk)
         return sorted(rows, key=lambda row: int(row["number"]))
 
 
@@ -80,93 +83,110 @@ def check_budget(known: Known, budget: float, request: dict[str, Any], out: Path
         OverBudgetError: the reasons then lie in `out`.
         ValueError: no annotation gives an example.
     """
-    plan = known.plan
+    survey = known.survey
     name = f"{request['dataset']} ({request['split']})"
-    if known.bad > budget * plan.read:
-        rows = known.quarantine()
-        _write_quarantine(known.parts, out, rows)
-        (known.parts / FAILED).touch()
+    if known.bad > budget * survey.read:
         raise OverBudgetError(
-            f"{name}: {known.bad} of {plan.read} annotations are bad, more than the budget of "
-            f"{budget:.1%}; the first is {rows[0]['id']}: {rows[0]['reason']}. All reasons: "
-            f"{out / QUARANTINE}. Mend them or raise the budget, then run this again: what is "
-            "converted is kept"
+            f"{name}: {known.bad} of {survey.read} annotations are bad, more than the budget of "
+            f"{budget:.1%}; {_set_aside(known, out)}. Mend them or raise the budget, then run "
+            "this again: what is converted is kept"
         )
-    if not plan.examples:
-        (known.parts / FAILED).touch()
-        raise ValueError(
-            f"{name}: not one record is left of {plan.read}; dropped: {plan.dropped}, "
-            f"bad: {plan.rejected}"
-        )
+    if not survey.examples:
+        raise _nothing_left(known, request, out)
+
+
+def _set_aside(known: Known, out: Path) -> str:
+    """Writes down all that is bad, to be looked at once more; tells the first and the file."""
+    rows = known.quarantine()
+    _write_quarantine(known.chunks, out, rows)
+    (known.chunks / FAILED).touch()
+    return f"the first is {_told(rows[0])}. All reasons: {out / QUARANTINE}"
+
+
+def _told(row: dict[str, Any]) -> str:
+    return f"{row['id']}: {row['reason']}"
+
+
+def _nothing_left(known: Known, request: dict[str, Any], out: Path) -> ValueError:
+    """What to say where no annotation gives a record."""
+    survey = known.survey
+    name = f"{request['dataset']} ({request['split']})"
+    if not survey.read:
+        (known.chunks / FAILED).touch()
+        return ValueError(f"{name}: {', '.join(request['sources'])} holds no annotation")
+    dropped = ", ".join(f"{count} {reason}" for reason, count in survey.dropped.items())
+    text = f"{name}: not one record is left of {survey.read}; dropped {dropped or 'none'}"
+    if known.bad:
+        return ValueError(f"{text}; {known.bad} bad, {_set_aside(known, out)}")
+    (known.chunks / FAILED).touch()
+    return ValueError(text)
 
 
 def finish(
-    parts: Path, out: Path, plan: Plan, own: range, budget: float, request: dict[str, Any]
+    chunks: Path, out: Path, survey: Survey, own: range, budget: float, request: dict[str, Any]
 ) -> PrepareReport:
-    """Merges all parts if they are finished; else tells of those in `own`."""
-    known = Known.of(parts, plan, range(plan.parts))
+    """Merges all chunks if they are finished; else tells of those in `own`."""
+    known = Known.of(chunks, survey, range(survey.chunks))
     check_budget(known, budget, request, out)
-    whole = len(known.reports) == plan.parts
-    reports = [report for part, report in sorted(known.reports.items()) if whole or part in own]
+    whole = len(known.reports) == survey.chunks
+    reports = [report for chunk, report in sorted(known.reports.items()) if whole or chunk in own]
+    written = sum(chunk.written for chunk in reports)
+    if whole and not written:
+        raise _nothing_left(known, request, out)
     report = PrepareReport(
         request["dataset"],
         request["split"],
-        written=sum(part.written for part in reports),
-        dropped=plan.dropped if whole else {},
-        quarantined=known.bad if whole else sum(part.quarantined for part in reports),
-        shards=sum(len(part.shards) for part in reports),
+        written=written,
+        dropped=survey.dropped if whole else {},
+        quarantined=known.bad if whole else sum(chunk.quarantined for chunk in reports),
+        shards=sum(len(chunk.shards) for chunk in reports),
         complete=whole,
+        renamed=survey.renamed if whole else 0,
+        first_bad=_told(known.quarantine()[0]) if whole and known.bad else "",
     )
-    if whole and not report.written:
-        first = known.quarantine()[0]
-        (parts / FAILED).touch()
-        raise ValueError(
-            f"{report.dataset} ({report.split}): not one record is left of {plan.read}; "
-            f"the first bad one is {first['id']}: {first['reason']}"
-        )
     if whole:
         _merge(known, out, request, report)
     return report
 
 
 def _merge(known: Known, out: Path, request: dict[str, Any], report: PrepareReport) -> None:
-    """Moves the shards of all parts into `out`, numbered through, then card and index.
+    """Moves the shards of all chunks into `out`, numbered through, then card and index.
 
     Killed at any point, it does the rest the next time.
     """
     entries: list[dict[str, Any]] = []
-    for part, made in sorted(known.reports.items()):
+    for chunk, made in sorted(known.reports.items()):
         for entry in made.shards:
             stored = _stored(entry)
-            source = part_directory(known.parts, part) / stored["basename"]
+            source = chunk_directory(known.chunks, chunk) / stored["basename"]
             entries.append(_renamed(entry, len(entries)))
             target = out / _stored(entries[-1])["basename"]
             if source.is_file():
                 source.replace(target)
             elif not target.is_file() or target.stat().st_size != stored["bytes"]:
                 raise RuntimeError(
-                    f"{source} is gone; remove {known.parts} and run `ibtrain data prepare` again"
+                    f"{source} is gone; remove {known.chunks} and run `ibtrain data prepare` again"
                 )
     named = {_stored(entry)["basename"] for entry in entries}
     for path in out.iterdir():
         if is_shard(path.name) and path.name not in named:
             path.unlink()
-    _write_quarantine(known.parts, out, known.quarantine())
-    merged = known.parts / "merged"
+    _write_quarantine(known.chunks, out, known.quarantine())
+    merged = known.chunks / "merged"
     merged.mkdir(exist_ok=True)
     index = json.dumps({"version": 2, "shards": entries}, sort_keys=True)
-    write_beside(merged / INDEX, index, known.parts)
+    write_beside(merged / INDEX, index, known.chunks)
     card = _card(known, merged, request, report)
-    write_beside(out / CARD, json.dumps(card, indent=2) + "\n", known.parts)
+    write_beside(out / CARD, json.dumps(card, indent=2) + "\n", known.chunks)
     sync_tree(merged)
     sync(out)
     (merged / INDEX).replace(out / INDEX)
     sync(out)
-    shutil.rmtree(known.parts, ignore_errors=True)
+    shutil.rmtree(known.chunks, ignore_errors=True)
 
 
 def _stored(entry: dict[str, Any]) -> dict[str, Any]:
-    """The part of a shard's entry that speaks of its file."""
+    """What a shard's entry says of its file."""
     stored: dict[str, Any] = entry["zip_data"] or entry["raw_data"]
     return stored
 
@@ -215,11 +235,11 @@ def _card(
     }
 
 
-def _write_quarantine(parts: Path, out: Path, rows: list[dict[str, Any]]) -> None:
+def _write_quarantine(chunks: Path, out: Path, rows: list[dict[str, Any]]) -> None:
     lines = [json.dumps({"id": row["id"], "reason": row["reason"]}) + "\n" for row in rows]
-    write_beside(out / QUARANTINE, "".join(lines), parts)
+    write_beside(out / QUARANTINE, "".join(lines), chunks)
 
 
-def write_beside(path: Path, text: str, parts: Path) -> None:
-    """Writes a file among the parts first, so that nothing unfinished lies with the shards."""
-    write_whole(path, text, temporary=parts / f".{path.name}.{os.getpid()}")
+def write_beside(path: Path, text: str, chunks: Path) -> None:
+    """Writes a file among the chunks first, so that nothing unfinished lies with the shards."""
+    write_whole(path, text, temporary=chunks / f".{path.name}.{os.getpid()}")

@@ -1,6 +1,6 @@
 """Raw files to shards: `ibtrain data prepare`.
 
-The annotations are read once and cut into parts (survey.py); parts are converted by any number of
+The annotations are read once and cut into chunks (survey.py); chunks are converted by any number of
 processes, machines and attempts (conversion.py); whoever finds all of them finished merges them
 here. What comes out depends on none of that.
 
@@ -20,7 +20,8 @@ from typing import Any
 from tqdm import tqdm
 
 from ibtrain.data import catalog, instructions, readers
-from ibtrain.data.preparation.conversion import Settings, convert_part, finished
+from ibtrain.data.answering import section_of
+from ibtrain.data.preparation.conversion import Settings, convert_chunk, finished
 from ibtrain.data.preparation.merging import (
     FAILED,
     Known,
@@ -31,7 +32,7 @@ from ibtrain.data.preparation.merging import (
     is_shard,
     write_beside,
 )
-from ibtrain.data.preparation.survey import PLAN, Plan, load_plan, make_plan
+from ibtrain.data.preparation.survey import PLAN, Survey, load_survey, make_survey
 from ibtrain.data.preparation.workers import Report, run_beside
 from ibtrain.data.shards.card import CARD, QUARANTINE
 from ibtrain.data.shards.index import INDEX, REBUILD
@@ -43,7 +44,7 @@ __all__ = ["BusyError", "OverBudgetError", "PrepareReport", "prepare"]
 
 logger = logging.getLogger(__name__)
 
-PARTS = ".parts"
+CHUNKS = ".parts"  # so called by earlier releases, whose unfinished conversions go on
 _FORMAT = 2  # raise it when records are written otherwise
 _REQUEST = "request.json"
 _TEXTS = (".json", ".jsonl", ".csv", ".tsv", ".txt")
@@ -64,7 +65,7 @@ def prepare(
     keep_original: bool = False,
     frames: int = FRAMES,
 ) -> PrepareReport:
-    """Writes the shards of a split to `out`, whole or not at all.
+    """Writes the shards of a split to `out`, atomically.
 
     Beside the shards lie card.json (counts, lengths, sizes, hashes of the source files, version of
     the templates) and quarantine.jsonl (id and reason of each bad annotation). Where `out` holds
@@ -98,23 +99,23 @@ def prepare(
     if (out / INDEX).is_file():
         return _existing_report(out, request)
     _refuse_foreign(out)
-    parts = out / PARTS
-    parts.mkdir(parents=True, exist_ok=True)
-    _forget_faults(parts)
-    with _sole_or_shared(parts, out, portion):
-        with locked(parts / "plan.lock"):
+    chunks = out / CHUNKS
+    chunks.mkdir(parents=True, exist_ok=True)
+    _forget_faults(chunks)
+    with _sole_or_shared(chunks, out, portion):
+        with locked(chunks / "plan.lock"):
             if (out / INDEX).is_file():  # another process was faster
-                shutil.rmtree(parts, ignore_errors=True)
+                shutil.rmtree(chunks, ignore_errors=True)
                 return _existing_report(out, request)
-            plan = _plan(parts, out, settings, split, request)
-            check_budget(Known.of(parts, plan, range(0)), budget, request, out)
-        own = _portion(plan.parts, portion)
-        arguments = (parts, own, settings, budget, request, out)
-        _convert(plan, arguments, workers, progress)
-        with locked(parts / "plan.lock"):
+            survey = _survey(chunks, out, settings, split, request)
+            check_budget(Known.of(chunks, survey, range(0)), budget, request, out)
+        own = _portion(survey.chunks, portion)
+        arguments = (chunks, own, settings, budget, request, out)
+        _convert(survey, arguments, workers, progress)
+        with locked(chunks / "plan.lock"):
             if (out / INDEX).is_file():
                 return _existing_report(out, request)
-            return finish(parts, out, plan, own, budget, request)
+            return finish(chunks, out, survey, own, budget, request)
 
 
 def _check_request(
@@ -136,13 +137,19 @@ def _request(settings: Settings, split: str) -> dict[str, Any]:
     """All that the result depends on, without a path of this machine."""
     entry = settings.entry
     sources = readers.annotation_files(settings.raw, split, entry)
-    layout = {
+    layout: dict[str, Any] = {
         "task": entry.task,
         "role": entry.role,
         "reader": entry.reader,
         "reader_options": entry.reader_options,
         "image_roots": entry.image_roots,
     }
+    if readers.revision(entry) > 1:
+        layout["revision"] = readers.revision(entry)
+    section = section_of(entry.evaluation, entry.metric)
+    known = entry.splits[split].sha256
+    # What evaluation asks and scores a dataset of one's own by lies with its shards.
+    shipped = entry.name in {known.name for known in catalog.entries()}
     return {
         "format": _FORMAT,
         "dataset": entry.name,
@@ -153,6 +160,8 @@ def _request(settings: Settings, split: str) -> dict[str, Any]:
         "keep_original": settings.keep_original,
         "frames": settings.frames,
         "sources": {_inside(path, settings.raw): _source_hash(path) for path in sources},
+        **({"evaluation": section} if section and not shipped else {}),
+        **({"known_files": known} if known and not shipped else {}),
     }
 
 
@@ -200,10 +209,10 @@ def _refuse_foreign(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is no directory; name another one")
     names = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    foreign = sorted(names - {PARTS, CARD, QUARANTINE})
-    if PARTS not in names and any(is_shard(name) for name in names):
+    foreign = sorted(names - {CHUNKS, CARD, QUARANTINE})
+    if CHUNKS not in names and any(is_shard(name) for name in names):
         raise ValueError(f"{out} holds shards and no {INDEX}; {REBUILD.format(out)}")
-    if foreign and (PARTS not in names or any(not is_shard(name) for name in foreign)):
+    if foreign and (CHUNKS not in names or any(not is_shard(name) for name in foreign)):
         raise ValueError(
             f"{out} is not empty and holds no shards that were written whole; "
             "name another directory or remove it"
@@ -211,16 +220,16 @@ def _refuse_foreign(out: Path) -> None:
 
 
 @contextmanager
-def _sole_or_shared(parts: Path, out: Path, portion: tuple[int, int] | None) -> Iterator[None]:
+def _sole_or_shared(chunks: Path, out: Path, portion: tuple[int, int] | None) -> Iterator[None]:
     """Keeps a second process from the same work; portions may run beside each other."""
     try:
         with ExitStack() as stack:
             if portion is not None:
                 own = f"portion-{portion[0] % portion[1]}-of-{portion[1]}.lock"
-                stack.enter_context(locked(parts / own, wait_seconds=0))
+                stack.enter_context(locked(chunks / own, wait_seconds=0))
             stack.enter_context(
                 locked(
-                    parts / "run.lock",
+                    chunks / "run.lock",
                     shared=portion is not None,
                     wait_seconds=_SECONDS_TO_START,
                 )
@@ -232,64 +241,66 @@ def _sole_or_shared(parts: Path, out: Path, portion: tuple[int, int] | None) -> 
         ) from error
 
 
-def _plan(parts: Path, out: Path, settings: Settings, split: str, request: dict[str, Any]) -> Plan:
-    """The plan of this request: that of an attempt before, or a new one."""
-    plan = load_plan(parts, settings.raw)
-    kept = _part_directories(parts)
-    path = parts / _REQUEST
-    if path.is_file() and (plan is not None or kept):
+def _survey(
+    chunks: Path, out: Path, settings: Settings, split: str, request: dict[str, Any]
+) -> Survey:
+    """The survey of this request: that of an attempt before, or a new one."""
+    survey = load_survey(chunks, settings.raw)
+    kept = _chunk_directories(chunks)
+    path = chunks / _REQUEST
+    if path.is_file() and (survey is not None or kept):
         before = json.loads(path.read_text(encoding="utf-8"))
-        # Without a plan what was read may have changed: every part is held against the new one.
-        asked = request if plan is not None else request | {"sources": before["sources"]}
+        # Without a survey what was read may have changed: every chunk is held against the new one.
+        asked = request if survey is not None else request | {"sources": before["sources"]}
         _refuse_other(out, before, asked, "an unfinished conversion")
-    if plan is not None:
-        return plan
-    write_beside(path, json.dumps(request), parts)
+    if survey is not None:
+        return survey
+    write_beside(path, json.dumps(request), chunks)
     logger.info("reading the annotations of %s (%s)", settings.entry.name, split)
-    plan = make_plan(parts, settings.raw, readers.read(settings.raw, split, settings.entry))
-    for part, directory in kept.items():
-        made = finished(parts, part)
-        if part >= plan.parts or made is None or made.digest != plan.digest(part):
+    survey = make_survey(chunks, settings.raw, readers.read(settings.raw, split, settings.entry))
+    for chunk, directory in kept.items():
+        made = finished(chunks, chunk)
+        if chunk >= survey.chunks or made is None or made.digest != survey.digest(chunk):
             shutil.rmtree(directory)
-    return plan
+    return survey
 
 
-def _part_directories(parts: Path) -> dict[int, Path]:
-    found = {path.name.removeprefix("part-"): path for path in parts.glob("part-*")}
+def _chunk_directories(chunks: Path) -> dict[int, Path]:
+    found = {path.name.removeprefix("part-"): path for path in chunks.glob("part-*")}
     return {int(name): path for name, path in found.items() if name.isdigit() and path.is_dir()}
 
 
-def _forget_faults(parts: Path) -> None:
+def _forget_faults(chunks: Path) -> None:
     """After a failure over bad annotations: they are to be read once more, they may be mended.
 
-    Parts without any are kept. While other portions are being converted nothing is done.
+    Chunks without any are kept. While other portions are being converted nothing is done.
     """
-    if not (parts / FAILED).is_file():
+    if not (chunks / FAILED).is_file():
         return
-    with suppress(BusyError), locked(parts / "run.lock", wait_seconds=0):
-        shutil.rmtree(parts / PLAN, ignore_errors=True)
-        for part, directory in _part_directories(parts).items():
-            made = finished(parts, part)
+    with suppress(BusyError), locked(chunks / "run.lock", wait_seconds=0):
+        shutil.rmtree(chunks / PLAN, ignore_errors=True)
+        for chunk, directory in _chunk_directories(chunks).items():
+            made = finished(chunks, chunk)
             if made is None or made.quarantined:
                 shutil.rmtree(directory)
-        (parts / FAILED).unlink(missing_ok=True)
+        (chunks / FAILED).unlink(missing_ok=True)
 
 
-def _portion(parts: int, portion: tuple[int, int] | None) -> range:
+def _portion(chunks: int, portion: tuple[int, int] | None) -> range:
     if portion is None:
-        return range(parts)
+        return range(chunks)
     index, count = portion
     index %= count
-    return range(index * parts // count, (index + 1) * parts // count)
+    return range(index * chunks // count, (index + 1) * chunks // count)
 
 
-def _convert(plan: Plan, arguments: "_Arguments", workers: int, progress: bool) -> None:
-    """Converts the parts `own`, here or in processes beside this one."""
-    parts, own, settings, *_ = arguments
-    done = [report for report in (finished(parts, part) for part in own) if report is not None]
+def _convert(survey: Survey, arguments: "_Arguments", workers: int, progress: bool) -> None:
+    """Converts the chunks `own`, here or in processes beside this one."""
+    chunks, own, settings, *_ = arguments
+    done = [report for report in (finished(chunks, chunk) for chunk in own) if report is not None]
     with tqdm(
         desc=settings.entry.name,
-        total=plan.examples if len(own) == plan.parts else None,
+        total=survey.examples if len(own) == survey.chunks else None,
         initial=sum(report.written + report.quarantined for report in done),
         unit=" samples",
         disable=not progress,
@@ -305,29 +316,31 @@ _Arguments = tuple[Path, range, Settings, float, dict[str, Any], Path]
 
 def _convert_all(
     report: Report,
-    parts: Path,
+    chunks: Path,
     own: range,
     settings: Settings,
     budget: float,
     request: dict[str, Any],
     out: Path,
 ) -> None:
-    """Converts every part of `own` that nobody has; then waits for those that others have."""
-    plan = load_plan(parts, settings.raw)
-    assert plan is not None
-    left = [part for part in own if finished(parts, part) is None]
+    """Converts every chunk of `own` that nobody has; then waits for those that others have."""
+    survey = load_survey(chunks, settings.raw)
+    assert survey is not None
+    left = [chunk for chunk in own if finished(chunks, chunk) is None]
     for wait in (False, True):
         busy = []
-        for part in left:
+        for chunk in left:
             steps = _Steps(report)
             try:
-                made = convert_part(parts, plan, part, settings, wait=wait, progress=steps.step)
+                made = convert_chunk(
+                    chunks, survey, chunk, settings, wait=wait, progress=steps.step
+                )
             except BusyError:
-                busy.append(part)
+                busy.append(chunk)
                 continue
             steps.flush()
             if made.quarantined:  # it may be that the budget cannot be met any more
-                check_budget(Known.of(parts, plan, range(plan.parts)), budget, request, out)
+                check_budget(Known.of(chunks, survey, range(survey.chunks)), budget, request, out)
         left = busy
 
 

@@ -50,7 +50,7 @@ def run_beside(
                     raise RuntimeError(
                         "a process of the conversion was killed (exit code "
                         f"{processes[ready].exitcode}), perhaps for want of memory; run the same "
-                        "command again, finished parts are kept"
+                        "command again, finished chunks are kept"
                     ) from None
                 if isinstance(message, BaseException):
                     raise message

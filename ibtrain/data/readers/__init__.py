@@ -36,7 +36,7 @@ FAMILIES = (
     "vsr",
 )
 
-__all__ = ["FAMILIES", "Rejected", "annotation_files", "read"]
+__all__ = ["FAMILIES", "Rejected", "annotation_files", "read", "revision"]
 
 
 def annotation_files(raw: Path, split: str, entry: DatasetEntry) -> tuple[Path, ...]:
@@ -57,6 +57,12 @@ def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejec
     """
     found: Iterator[Example | Rejected] = _family(entry).read(raw, split, entry)
     return found
+
+
+def revision(entry: DatasetEntry) -> int:
+    """The number of a reader's outcome: another one gives other examples of the same files."""
+    number: int = getattr(_family(entry), "REVISION", 1)
+    return number
 
 
 def _family(entry: DatasetEntry) -> ModuleType:

@@ -2,12 +2,12 @@
 split, whose captions may stand in a file beside it), and COCO's own `captions_NAME.json`.
 
 For training each caption is an example; otherwise each image is one, with all its captions as
-references. The id is the number of the image and, for training, the caption's place among the
+references. The id is the number of the image and, for training, the caption's position among the
 image's own.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 
 from ibtrain.data.catalog import DatasetEntry
@@ -15,6 +15,8 @@ from ibtrain.data.readers.fields import FieldError, Rejected, Row, Unused, each
 from ibtrain.data.readers.files import Images, annotation_files, coco_number
 from ibtrain.data.readers.streams import entries_under, list_entries, top_level
 from ibtrain.data.records import Answer, Example
+
+_SPLITS = ("train", "restval", "val", "test")
 
 
 def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejected]:
@@ -26,7 +28,7 @@ def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejec
     elif top_level(path) == "object":
         yield from _read_coco(path, split, entry, images)
     else:
-        references = _captions_by_image(rest[0]) if rest else {}
+        references = (yield from _captions_by_image(rest[0])) if rest else {}
         yield from _read_lavis(path, split, entry, images, references)
 
 
@@ -63,6 +65,11 @@ def _read_karpathy(
 
     def make(row: Row) -> Iterable[Example]:
         if row.text("split") not in wanted:
+            if row.text("split") not in _SPLITS:
+                raise FieldError(
+                    f"{row.origin}: 'split' must be one of {', '.join(_SPLITS)}, found "
+                    f"{row.text('split')[:60]!r}"
+                )
             return ()
         name = row.text("filename")
         if row.has("filepath"):  # Flickr30K's images lie in one folder
@@ -97,19 +104,23 @@ def _read_coco(
     if split == "train":
         yield from each(entries_under(path, "annotations"), make)
     else:
-        references = _captions_by_image(path)
+        references = yield from _captions_by_image(path)
         yield from each(entries_under(path, "images"), make_all)
 
 
-def _captions_by_image(path: Path) -> dict[str, list[str]]:
-    """The captions of a file in COCO's form by the number of their image."""
+def _captions_by_image(path: Path) -> Generator[Rejected, None, dict[str, list[str]]]:
+    """Yields the annotations that are damaged; returns the captions of a file in COCO's form by the
+    number of their image.
+    """
     found: dict[str, list[str]] = {}
-    for place, value in entries_under(path, "annotations"):
+    for origin, value in entries_under(path, "annotations"):
         try:
-            row = Row(value, place)
-            found.setdefault(row.identity("image_id"), []).append(row.text("caption"))
-        except FieldError:
-            continue  # its image has the others, or no caption
+            row = Row(value, origin)
+            number = row.identity("image_id")
+            if not row.blank("caption"):
+                found.setdefault(number, []).append(row.text("caption"))
+        except FieldError as error:
+            yield Rejected(origin, str(error))
     return found
 
 

@@ -22,7 +22,7 @@ def choices_of(row: Row, key: str = "choices") -> list[str]:
     choices = [choice.strip() for choice in row.texts(key)]
     if not 2 <= len(choices) <= MAXIMUM_CHOICES or not all(choices):
         raise FieldError(
-            f"{row.place}: {key!r} must be 2 to {MAXIMUM_CHOICES} strings that are not empty"
+            f"{row.origin}: {key!r} must be 2 to {MAXIMUM_CHOICES} strings that are not empty"
         )
     return choices
 
@@ -31,7 +31,7 @@ def correct_index(row: Row, key: str, count: int) -> int:
     """The index at `key`, of one of `count` things; FieldError where there is no such thing."""
     index = row.integer(key)
     if not 0 <= index < count:
-        raise FieldError(f"{row.place}: {key!r} is {index}, there are {count} choices")
+        raise FieldError(f"{row.origin}: {key!r} is {index}, there are {count} choices")
     return index
 
 

@@ -4,9 +4,10 @@ A wrong type is a FieldError that names file, entry and key. Readers turn it int
 bad annotation does not end the reading of a file.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ibtrain.data.readers.streams import Unreadable
 from ibtrain.data.records import Answer, Example
@@ -40,27 +41,43 @@ class Row:
     """A JSON object whose values are checked when they are taken.
 
     Args:
-        value: anything; FieldError if it is no object.
-        place: file and entry, for messages.
+        value: anything; FieldError if it is no object, Unused if it is an empty row.
+        origin: file and entry, for messages.
     """
 
-    def __init__(self, value: object, place: str) -> None:
+    def __init__(self, value: object, origin: str) -> None:
         if isinstance(value, Unreadable):
-            raise FieldError(f"{place}: {value.reason}")
+            raise (FieldError(f"{origin}: {value.reason}") if value.bad else Unused(value.reason))
         if not isinstance(value, dict):
-            raise FieldError(f"{place}: expected an object, found {_kind(value)}")
+            raise FieldError(f"{origin}: expected an object, found {_kind(value)}")
         self._value = value
-        self.place = place
+        self.origin = origin
 
     def _take(self, key: str) -> object:
-        if key not in self._value:
-            raise FieldError(f"{self.place}: {key!r} is missing")
-        return self._value[key]
+        if key in self._value:
+            return self._value[key]
+        near = [name for name in self._value if name.strip().casefold() == key.casefold()]
+        there = f"; write {near[0][:60]!r} as {key!r}" if near else ""
+        raise FieldError(f"{self.origin}: {key!r} is missing{there}")
 
     def _wrong(self, key: str, expected: str) -> FieldError:
         return FieldError(
-            f"{self.place}: {key!r} must be {expected}, found {_kind(self._value[key])}"
+            f"{self.origin}: {key!r} must be {expected}, found {_kind(self._value[key])}"
         )
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All keys, in their order."""
+        return tuple(self._value)
+
+    def spelled(self, names: tuple[str, ...]) -> "Row":
+        """The same, with keys that differ from one of `names` in case or blanks alone called so."""
+        known = {name.casefold(): name for name in names}
+        value: dict[str, object] = {}
+        for key, found in self._value.items():
+            value.setdefault(known.get(key.strip().casefold()) or key, found)
+        exact = {name: self._value[name] for name in names if name in self._value}
+        return Row(value | exact, self.origin)
 
     def has(self, key: str) -> bool:
         """Whether `key` is there and not null."""
@@ -77,6 +94,13 @@ class Row:
         if not isinstance(value, str) or not value.strip():
             raise self._wrong(key, "a string that is not empty")
         return self._checked(key, value)
+
+    def note(self, key: str) -> str | None:
+        """A string that only a report uses: None where it is missing, blank or something else."""
+        try:
+            return self.text(key)
+        except FieldError:
+            return None
 
     def integer(self, key: str) -> int:
         """A whole number; true and false are none."""
@@ -95,6 +119,8 @@ class Row:
     def identity(self, key: str) -> str:
         """A whole number or a string, as a string."""
         value = self._take(key)
+        if isinstance(value, float) and value.is_integer():  # as tables with gaps write numbers
+            value = int(value)
         if isinstance(value, bool) or not isinstance(value, (int, str)) or value == "":
             raise self._wrong(key, "a whole number or a string that is not empty")
         text = self._checked(key, str(value))
@@ -109,6 +135,10 @@ class Row:
             raise self._wrong(key, "a list")
         return value
 
+    def holds_list(self, key: str) -> bool:
+        """Whether `key` is a list."""
+        return isinstance(self._take(key), list)
+
     def holds_objects(self, key: str) -> bool:
         """Whether `key` is a list that begins with an object."""
         value = self._take(key)
@@ -117,7 +147,7 @@ class Row:
     def rows(self, key: str) -> list["Row"]:
         """A list of objects."""
         return [
-            Row(value, f"{self.place}: {key}[{index}]")
+            Row(value, f"{self.origin}: {key}[{index}]")
             for index, value in enumerate(self.entries(key))
         ]
 
@@ -127,7 +157,7 @@ class Row:
         for value in self.entries(key):
             if not isinstance(value, str):
                 raise FieldError(
-                    f"{self.place}: {key!r} must be a list of strings, holds {_kind(value)}"
+                    f"{self.origin}: {key!r} must be a list of strings, holds {_kind(value)}"
                 )
             texts.append(self._checked(key, value))
         return texts
@@ -141,25 +171,48 @@ class Row:
             raise self._wrong(key, "a string or a list of strings")
         return [self._checked(key, value)]
 
+    def words(self, key: str) -> list[str]:
+        """A string, a number, which is its own text, or a list of them; strings may be empty."""
+        value = self._take(key)
+        return [self._word(key, one) for one in (value if isinstance(value, list) else [value])]
+
+    def _word(self, key: str, value: object) -> str:
+        if isinstance(value, bool):
+            said = "true" if value else "false"
+            raise FieldError(
+                f"{self.origin}: {key!r} is {said}, which may mean a word or a mark; write the "
+                f'word that is meant in quotes ("yes", "{said}")'
+            )
+        if isinstance(value, float) and not math.isfinite(value):
+            raise FieldError(f"{self.origin}: {key!r} must be a text or a finite number")
+        if not isinstance(value, (str, int, float)):
+            raise FieldError(
+                f"{self.origin}: {key!r} must be a text, a number or a list of them, found "
+                f"{_kind(value)}"
+            )
+        return self._checked(key, str(value))
+
     def _checked(self, key: str, text: str) -> str:
         """`text`, unless it is too long or holds half a surrogate pair, which JSON can write and
         UTF-8 cannot.
         """
         if len(text) > MAXIMUM_TEXT:
             raise FieldError(
-                f"{self.place}: {key!r} has {len(text)} characters; at most {MAXIMUM_TEXT} are read"
+                f"{self.origin}: {key!r} has {len(text)} characters; at most {MAXIMUM_TEXT} are "
+                "read"
             )
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise FieldError(
-                f"{self.place}: {key!r} is not valid Unicode: {error.reason}"
+                f"{self.origin}: {key!r} is not valid Unicode: {error.reason}"
             ) from error
         return text
 
-    def row(self, key: str) -> "Row":
-        """An object within."""
-        return Row(self._take(key), f"{self.place}: {key}")
+    def within(self, key: str) -> "Row":
+        """An object within that only a report uses; an empty one where there is none."""
+        value = self._value.get(key)
+        return Row(value if isinstance(value, dict) else {}, f"{self.origin}: {key}")
 
 
 def _kind(value: object) -> str:
@@ -184,29 +237,30 @@ def counted_answers(texts: Iterable[str]) -> tuple[Answer, ...]:
 
 
 def each(
-    values: Iterable[tuple[str, object]], make: Callable[[Row], Iterable[Example]]
+    values: Iterable[tuple[str, object]], make: Callable[[Row], Iterable[Example | Rejected]]
 ) -> Iterator[Example | Rejected]:
-    """Makes examples of (place, annotation) pairs; a failure rejects that annotation alone. One
+    """Makes examples of (origin, annotation) pairs; a failure rejects that annotation alone. One
     that is Rejected already is passed on.
     """
-    for place, value in values:
+    for origin, value in values:
         if isinstance(value, Rejected):
             yield value
             continue
         try:
-            yield from list(make(Row(value, place)))
+            for item in list(make(Row(value, origin))):
+                yield replace(item, annotation=origin) if isinstance(item, Example) else item
         except Unused as reason:
-            yield Rejected(_identity(value, place), str(reason), bad=False)
+            yield Rejected(_identity(value, origin), str(reason), bad=False)
         except FieldError as error:
-            yield Rejected(_identity(value, place), str(error))
+            yield Rejected(_identity(value, origin), str(error))
 
 
-def _identity(value: object, place: str) -> str:
-    """The source's own id if it can be told, else the place in the file."""
+def _identity(value: object, origin: str) -> str:
+    """The source's own id if it can be told, else its origin."""
     if isinstance(value, dict):
         for key in ("question_id", "id", "image_id", "cocoid", "image"):
             found = value.get(key)
             if isinstance(found, (str, int)) and not isinstance(found, bool) and found != "":
                 text = str(found)[:MAXIMUM_IDENTITY]
                 return text.encode("utf-8", "backslashreplace").decode()
-    return place
+    return origin

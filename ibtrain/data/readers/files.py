@@ -11,6 +11,12 @@ from ibtrain.data.readers.fields import FieldError
 _COCO_FOLDERS = ("train2014", "val2014", "test2014", "test2015", "train2017", "val2017", "test2017")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".webm", ".mkv", ".mov")
 _COCO_NUMBER = re.compile(r"(?:COCO_[a-z]+\d{4}_)?0*(\d{1,12})\.jpg")
+_COCO_NAME = re.compile(r"COCO_[a-z]+\d{4}_\d{12}\.jpg")
+_COCO_DIGITS = re.compile(r"\d{12}\.jpg")
+_COCO_FOLDER = re.compile(
+    r"data(sets?)?|images?|(ms)?coco.*|(train|val|test)+(20)?\d\d", re.IGNORECASE
+)
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 
 
 def annotation_files(raw: Path, split: str, entry: DatasetEntry) -> tuple[Path, ...]:
@@ -54,11 +60,16 @@ class Images:
     """The image files of a dataset. Names come from annotations, so they are not trusted."""
 
     def __init__(self, raw: Path, entry: DatasetEntry) -> None:
-        self._roots = [Path(os.path.normpath(raw.absolute() / root)) for root in entry.image_roots]
+        self._raw = Path(os.path.normpath(raw.absolute()))
+        self._roots = [Path(os.path.normpath(self._raw / root)) for root in entry.image_roots]
+        # What a path from the root of the file system may begin with, and the same as it is here.
+        self._folders = {folder.resolve(): folder for folder in (self._raw, *self._roots)}
+        self._folders |= {folder: folder for folder in (self._raw, *self._roots)}
         self._find = lru_cache(maxsize=4096)(self._find_uncached)
 
     def named(self, name: str) -> Path:
-        """The image at the relative path `name`.
+        """The image at the path `name`, as seen from an image folder; a back slash is read as a
+        slash, and a path from the root of the file system may lead into the raw directory.
 
         Raises:
             FieldError: the path leaves the image folder, or no such file is there.
@@ -67,9 +78,9 @@ class Images:
 
     def first(self, names: tuple[str, ...]) -> Path:
         """The first image that is there at one of the relative paths `names`; errors as named."""
-        for name in names:
-            _check_inside(name)
-        return self._existing(names, " or ".join(names))
+        inside = [self._inside(name) for name in names]
+        found = dict.fromkeys(one for name in inside for one in (name, name.strip()))
+        return self._existing(tuple(found), " or ".join(names))
 
     def coco(self, number: str) -> Path:
         """The COCO image of that number, of whatever year and split is on disk."""
@@ -85,12 +96,19 @@ class Images:
         return self._existing(names, f"COCO image {number}")
 
     def named_or_coco(self, name: str) -> Path:
-        """The image at `name`, else the COCO image whose number the name ends in."""
-        _check_inside(name)
-        found = self._find((name,))
+        """The image at `name`; else, where that is a name that COCO gives (COCO_..., or twelve
+        digits in no other data's folder), COCO's image of that number.
+        """
+        inside = self._inside(name)
+        found = self._find(tuple(dict.fromkeys((inside, inside.strip()))))  # a cell may begin blank
         if found is not None:
             return found
-        number = coco_number(name)
+        *folders, last = PurePosixPath(name.replace("\\", "/")).parts
+        named_by_coco = _COCO_NAME.fullmatch(last) is not None or (
+            _COCO_DIGITS.fullmatch(last) is not None
+            and all(_COCO_FOLDER.fullmatch(folder) for folder in folders)
+        )
+        number = coco_number(last) if named_by_coco else None
         return self.coco(number) if number is not None else self.named(name)
 
     def video(self, name: str) -> Path:
@@ -99,7 +117,7 @@ class Images:
         Raises:
             FieldError: the path leaves the folder, or there is neither.
         """
-        _check_inside(name)
+        name = self._inside(name)
         stem = name.removesuffix(PurePosixPath(name).suffix)
         names = tuple(dict.fromkeys((name, *(stem + suffix for suffix in VIDEO_SUFFIXES), stem)))
         for root in self._roots:
@@ -109,6 +127,21 @@ class Images:
                     return path
         folders = ", ".join(str(root) for root in self._roots)
         raise FieldError(f"no video {name} and no folder of its frames; looked in {folders}")
+
+    def _inside(self, name: str) -> str:
+        """`name` as it is looked up; FieldError where it leads out of the folders of images."""
+        path = PurePosixPath(name.replace("\\", "/"))
+        if not path.name or ".." in path.parts or "\0" in name or len(name) > 1000:
+            raise FieldError(f"the image path {name[:200]!r} leaves the image folder")
+        if not path.is_absolute():
+            return str(path)
+        for folder, here in self._folders.items():
+            if path.is_relative_to(folder):
+                return str(here / path.relative_to(folder))
+        raise FieldError(
+            f"the image path {name[:200]!r} leaves the image folder: it is not in {self._raw}; "
+            "write it as seen from there"
+        )
 
     def _existing(self, names: tuple[str, ...], what: str) -> Path:
         found = self._find(names)
@@ -131,12 +164,6 @@ def _present(path: Path, *, folder: bool = False) -> bool:
         return path.is_dir() if folder else path.is_file()
     except OSError as error:
         raise FieldError(f"{str(path)[:300]} cannot be looked up: {error.strerror}") from error
-
-
-def _check_inside(name: str) -> None:
-    parts = PurePosixPath(name).parts
-    if name.startswith("/") or ".." in parts or "\\" in name or "\0" in name or len(name) > 1000:
-        raise FieldError(f"the image path {name[:200]!r} leaves the image folder")
 
 
 def coco_number(name: str) -> str | None:

@@ -10,6 +10,8 @@ from ibtrain.data.readers.files import Images, annotation_files
 from ibtrain.data.readers.streams import list_entries, object_entries, top_level
 from ibtrain.data.records import Answer, Example
 
+REVISION = 2  # what was written from the same files before differs
+
 
 def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejected]:
     """One example per question; `details` has the detailed type of the question, if it is told."""
@@ -42,19 +44,18 @@ def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejec
 def _image_id(row: Row) -> str:
     image_id = row.identity("imageId")
     if "/" in image_id:
-        raise FieldError(f"{row.place}: 'imageId' {image_id[:200]!r} is no name of an image")
+        raise FieldError(f"{row.origin}: 'imageId' {image_id[:200]!r} is no name of an image")
     return image_id
 
 
 def _details(row: Row, image_id: str) -> dict[str, Any]:
     details: dict[str, Any] = {"image_id": image_id}
-    if row.has("types"):
-        details["question_type"] = row.row("types").text("detailed")
-    if row.has("fullAnswer"):
-        details["full_answer"] = row.text("fullAnswer")
-    return details
+    types = row.within("types")
+    notes = {"question_type": types.note("detailed"), "structural": types.note("structural")}
+    notes["full_answer"] = row.note("fullAnswer")
+    return details | {name: note for name, note in notes.items() if note is not None}
 
 
 def _with_id(path: Path) -> Iterator[tuple[str, object]]:
-    for place, question_id, value in object_entries(path):
-        yield place, {**value, "question_id": question_id} if isinstance(value, dict) else value
+    for origin, question_id, value in object_entries(path):
+        yield origin, {**value, "question_id": question_id} if isinstance(value, dict) else value

@@ -53,16 +53,16 @@ def _folders(path: Path) -> list[str]:
 def _of_folder(folder: Path, entry: DatasetEntry, labelled: bool) -> Iterator[Example | Rejected]:
     # A folder's name need not be text; what is written of it must be.
     name = folder.name.encode("utf-8", "backslashreplace").decode()
-    place = f"{name}/data.json"
+    origin = f"{name}/data.json"
 
     def make(row: Row) -> Iterable[Example]:
-        identity = Row({"id": folder.name}, place).identity("id")
+        identity = Row({"id": folder.name}, origin).identity("id")
         image = folder / "image.png"
         if not image.is_file():
             raise FieldError(f"no image {image}")
         yield _example(row, identity, image, entry, labelled)
 
-    for item in each([(place, _content(folder / "data.json"))], make):
+    for item in each([(origin, _content(folder / "data.json"))], make):
         yield Rejected(name, item.reason, item.bad) if isinstance(item, Rejected) else item
 
 

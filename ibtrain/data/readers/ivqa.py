@@ -11,7 +11,7 @@ from typing import Any
 from ibtrain.data.catalog import DatasetEntry
 from ibtrain.data.readers.fields import Rejected, Row, counted_answers, each
 from ibtrain.data.readers.files import Images, annotation_files
-from ibtrain.data.readers.streams import csv_entries
+from ibtrain.data.readers.tables import csv_entries
 from ibtrain.data.records import Example
 
 ANNOTATORS = 5
@@ -28,8 +28,9 @@ def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejec
         answers = counted_answers(row.text(key) for key in given if row.has(key))
         details: dict[str, Any] = {"video_id": video_id}
         for key in ("start", "end"):
-            if row.has(key):
-                details[key] = row.text(key).strip()
+            note = row.note(key)
+            if note is not None:
+                details[key] = note.strip()
         yield Example(
             entry.name,
             entry.task,
@@ -47,5 +48,5 @@ def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejec
 
 def _numbered(path: Path) -> Iterator[tuple[str, object]]:
     """The rows, each with its number, counted from 1 after the header."""
-    for number, (place, value) in enumerate(csv_entries(path), start=1):
-        yield place, {**value, "row": number} if isinstance(value, dict) else value
+    for number, (origin, value) in enumerate(csv_entries(path), start=1):
+        yield origin, {**value, "row": number} if isinstance(value, dict) else value

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ibtrain.data.instructions import MAXIMUM_OCR_TOKENS
-from ibtrain.data.readers.fields import FieldError, Row
+from ibtrain.data.readers.fields import FieldError, Rejected, Row
 from ibtrain.data.readers.streams import entries_under
 
 
@@ -14,7 +14,8 @@ class Lookup:
     """Values by id, each held as JSON, so that half a million answers fit in 200 MB.
 
     Args:
-        entries: (place, annotation) pairs; the first of several with the same id counts.
+        entries: (origin, annotation) pairs; the first of several with the same id counts.
+            `left_out` tells of those that say something else, and of those without an id.
         key: of the id in an annotation.
         pick: what is kept of an annotation, as plain values. A FieldError is told to whoever asks
             for the id; an annotation whose id cannot be told is never asked for.
@@ -25,18 +26,25 @@ class Lookup:
     ) -> None:
         self._found: dict[str, bytes] = {}
         self._faults: dict[str, str] = {}
-        for place, value in entries:
+        self.left_out: list[Rejected] = []
+        for origin, value in entries:
             try:
-                row = Row(value, place)
+                row = Row(value, origin)
                 identity = row.identity(key)
-            except FieldError:
-                continue
-            if identity in self._found or identity in self._faults:
+            except FieldError as error:
+                self.left_out.append(Rejected(origin, str(error)))
                 continue
             try:
-                self._found[identity] = json.dumps(pick(row), separators=(",", ":")).encode()
+                kept = json.dumps(pick(row), separators=(",", ":")).encode()
             except FieldError as error:
-                self._faults[identity] = str(error)
+                if identity not in self._found:
+                    self._faults.setdefault(identity, str(error))
+                continue
+            if identity in self._faults:
+                continue
+            if self._found.setdefault(identity, kept) != kept:
+                reason = f"{origin}: {key} {identity} came before with other values, which count"
+                self.left_out.append(Rejected(identity, reason))
 
     def get(self, identity: str) -> Any:
         """The value, or None where there is none; FieldError where the annotation is damaged."""

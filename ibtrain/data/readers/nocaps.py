@@ -34,8 +34,9 @@ def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejec
             raise Unused("no caption")
         details = {"image_id": identity}
         for key in ("open_images_id", "domain"):
-            if row.has(key):
-                details[key] = row.text(key)
+            note = row.note(key)
+            if note is not None:
+                details[key] = note
         image = images.named(row.text("file_name"))
         yield _example(entry, identity, image, references, details)
 
@@ -45,14 +46,14 @@ def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejec
 def _captions(path: Path) -> Generator[Rejected, None, dict[str, list[str]]]:
     """Yields the annotations that are damaged; returns the captions of each image, in order."""
     found: dict[str, list[str]] = {}
-    for place, value in entries_under(path, "annotations"):
+    for origin, value in entries_under(path, "annotations"):
         try:
-            row = Row(value, place)
+            row = Row(value, origin)
             image_id = row.identity("image_id")
             if not row.blank("caption"):
                 found.setdefault(image_id, []).append(row.text("caption").strip())
         except FieldError as error:
-            yield Rejected(place, str(error))
+            yield Rejected(origin, str(error))
     return found
 
 

@@ -19,7 +19,7 @@ _SPLITS = {"1": "train", "2": "val", "3": "test"}
 
 
 def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejected]:
-    """Examples `BOOK-N`, N being the question's place among the book's own."""
+    """Examples `BOOK-N`, N being the question's position among the book's own."""
     path, *rest = annotation_files(raw, split, entry)
     images = Images(raw, entry)
     tokens_of = ocr_tokens(rest[0]) if rest else None
@@ -49,36 +49,36 @@ def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejec
 
 
 def _questions(path: Path, split: str) -> Iterator[tuple[str, object]]:
-    """(place, question) of the books of a split; a book that is damaged is rejected as a whole."""
-    for place, book_id, value in object_entries(path):
+    """(origin, question) of the books of a split; a book that is damaged is rejected as a whole."""
+    for origin, book_id, value in object_entries(path):
         try:
-            book = Row(value, place)
+            book = Row(value, origin)
             if _split(book) != split:
                 continue
             asked, answers = book.entries("questions"), book.entries("answers")
             if len(asked) != len(answers):
-                raise FieldError(f"{place}: {len(asked)} questions and {len(answers)} answers")
+                raise FieldError(f"{origin}: {len(asked)} questions and {len(answers)} answers")
             blank = not book.has("imageURL") or book.blank("imageURL")
             url = "" if blank else book.text("imageURL")
         except FieldError as error:
-            yield place, Rejected(book_id, str(error))
+            yield origin, Rejected(book_id, str(error))
             continue
         for index, (question, answer) in enumerate(zip(asked, answers, strict=True)):
             identity = f"{book_id}-{index}"
             row = {"id": identity, "book": book_id, "question": question, "answer": answer}
-            yield f"{place}: question {index}", row | {"url": url}
+            yield f"{origin}: question {index}", row | {"url": url}
 
 
 def _split(book: Row) -> str:
     number = book.identity("split")
     if number not in _SPLITS:
-        raise FieldError(f"{book.place}: 'split' must be 1, 2 or 3, found {number[:60]!r}")
+        raise FieldError(f"{book.origin}: 'split' must be 1, 2 or 3, found {number[:60]!r}")
     return _SPLITS[number]
 
 
 def _cover(row: Row, book_id: str, images: Images) -> Path:
     """The owners' script names a cover by the book, with the suffix of the URL it came from."""
     if "/" in book_id:
-        raise FieldError(f"{row.place}: {book_id!r} is no name of an image")
+        raise FieldError(f"{row.origin}: {book_id!r} is no name of an image")
     suffix = PurePosixPath(row.text("url")).suffix if not row.blank("url") else ".jpg"
     return images.first(tuple(dict.fromkeys((f"{book_id}{suffix}", f"{book_id}.jpg"))))

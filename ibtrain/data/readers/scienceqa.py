@@ -15,7 +15,13 @@ from ibtrain.data.readers.files import Images, annotation_files
 from ibtrain.data.readers.streams import entries_under, object_entries
 from ibtrain.data.records import Example
 
-_KEPT = {"subject": "question_type", "topic": "topic", "category": "category", "skill": "skill"}
+_KEPT = {
+    "subject": "question_type",
+    "topic": "topic",
+    "category": "category",
+    "skill": "skill",
+    "grade": "grade",
+}
 
 
 def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejected]:
@@ -35,10 +41,9 @@ def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejec
             slots = {"context": row.text("hint").strip(), **slots}
             form = "multiple_choice_with_context"
         for key, name in _KEPT.items():
-            if row.has(key) and not row.blank(key):
-                details[name] = row.text(key)
-        if row.has("grade"):
-            details["grade"] = row.text("grade")
+            note = row.note(key)
+            if note is not None:
+                details[name] = note
         image = _image(row, identity, split, images)
         yield Example(
             entry.name, entry.task, identity, image, answers, form, slots, details=details
@@ -50,22 +55,22 @@ def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejec
 
 
 def _problems_of(path: Path, split: str) -> set[str]:
-    """The problems of a split; what is no text is called by its place, and will not be found."""
+    """The problems of a split; what is no text is called by its origin, and will not be found."""
     found = set()
-    for place, value in entries_under(path, split):
-        name = value[:MAXIMUM_IDENTITY] if isinstance(value, str) else place
+    for origin, value in entries_under(path, split):
+        name = value[:MAXIMUM_IDENTITY] if isinstance(value, str) else origin
         found.add(name.encode("utf-8", "backslashreplace").decode())
     return found
 
 
 def _wanted(path: Path, left: set[str] | None) -> Iterator[tuple[str, object]]:
     """The problems that are in `left`, which it takes them from, with their ids; None: all."""
-    for place, identity, value in object_entries(path):
+    for origin, identity, value in object_entries(path):
         if left is not None:
             if identity not in left:
                 continue
             left.remove(identity)
-        yield place, {**value, "id": identity} if isinstance(value, dict) else value
+        yield origin, {**value, "id": identity} if isinstance(value, dict) else value
 
 
 def _image(row: Row, identity: str, split: str, images: Images) -> Path:
@@ -73,7 +78,9 @@ def _image(row: Row, identity: str, split: str, images: Images) -> Path:
     name = row.text("image")
     folder = row.text("split") if row.has("split") else split
     official = f"{folder}/{identity}/{name}"
-    for candidate in (official, f"{identity}/{name}", name):
+    # A bare name would be that of every problem's image.
+    paths = (official, f"{identity}/{name}", *([name] if "/" in name else []))
+    for candidate in paths:
         with suppress(FieldError):
             return images.named(candidate)
     return images.named(official)  # which tells what is missing

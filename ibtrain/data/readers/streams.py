@@ -1,7 +1,7 @@
 """Annotation files -> their entries, one after another; a file is never held as a whole.
 
 JSON is read through a window of text that moves along the file, and each entry is parsed on its
-own, so memory is bounded by the largest entry and not by the file. Entries come with their place
+own, so memory is bounded by the largest entry and not by the file. Entries come with their origin
 (`file.json[12]`, `file.jsonl:13`), for messages. What is wrong with a whole file (cut off, no JSON,
 not the expected layout) is a ValueError naming it; what is wrong with one entry is the reader's.
 
@@ -10,41 +10,46 @@ gives no entries and no error, and of a damaged entry it says neither number nor
 """
 
 import codecs
-import csv
 import json
 import math
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
+from ibtrain.files import check_not_pointer
+
 MAXIMUM_ENTRY = 1 << 24
 """Characters of one entry (bytes of a line): what is read at once stays below it."""
 _WINDOW = 1 << 18
 _MAXIMUM_DIGITS = 4000  # Python converts no more than 4300
+SAVE_AS_UTF8 = "save it as UTF-8 (in a spreadsheet: CSV UTF-8)"
 _BLANK = re.compile(r"[ \t\n\r]*")
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A line that holds no entry, with the reason; no Row accepts it."""
+    """A line that holds no entry, with the reason; no Row accepts it. `bad` tells damage from a row
+    of a table in which nothing stands.
+    """
 
     reason: str
+    bad: bool = True
 
 
-def _whole_number(text: str) -> float:
+def whole_number(text: str) -> float:
+    """For `parse_int` of json: what int() refuses for its length is infinite."""
     return int(text) if len(text) <= _MAXIMUM_DIGITS else math.inf
 
 
 _DECODER = json.JSONDecoder()
-_LENIENT = json.JSONDecoder(parse_int=_whole_number)  # numbers that int() refuses become infinite
+_LENIENT = json.JSONDecoder(parse_int=whole_number)  # numbers that int() refuses become infinite
 
 
-class _Cursor:
-    """A place in a JSON file, and the text that follows it as far as it is read."""
+class Cursor:
+    """A position in a JSON file, and the text that follows it as far as it is read."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self._path = path
@@ -57,8 +62,8 @@ class _Cursor:
 
     def damaged(self, reason: str, at: int | None = None) -> NoReturn:
         """Raises ValueError with the file and the character, counted from 0."""
-        place = self._passed + (self._at if at is None else at)
-        raise ValueError(f"{self._path}: not readable as JSON at character {place}: {reason}")
+        position = self._passed + (self._at if at is None else at)
+        raise ValueError(f"{self._path}: not readable as JSON at character {position}: {reason}")
 
     def _read_on(self) -> None:
         """Lengthens the text to twice what is left of it."""
@@ -70,7 +75,7 @@ class _Cursor:
         try:
             self._text += self._decoder.decode(data, final=self._ended)
         except UnicodeDecodeError as error:
-            self.damaged(f"not UTF-8: {error.reason}", len(self._text))
+            self.damaged(f"not UTF-8: {error.reason}; {SAVE_AS_UTF8}", len(self._text))
 
     def peek(self) -> str:
         """The next character that is not blank, "" at the end."""
@@ -99,11 +104,11 @@ class _Cursor:
         if not self.peek():
             self.damaged("it ends early")
         while True:
-            reason, place = "it ends early", None
+            reason, position = "it ends early", None
             try:
                 value, end = self._parse()
             except json.JSONDecodeError as error:
-                reason, place = error.msg, error.pos
+                reason, position = error.msg, error.pos
             except RecursionError:
                 self.damaged("nested too deeply")
             else:
@@ -111,7 +116,7 @@ class _Cursor:
                     self._at = end
                     return value
             if self._ended:
-                self.damaged(reason, place)
+                self.damaged(reason, position)
             if len(self._text) - self._at > MAXIMUM_ENTRY:
                 self.damaged(f"an entry of more than {MAXIMUM_ENTRY} characters, or {reason}")
             self._read_on()
@@ -165,11 +170,28 @@ class _Cursor:
             self.damaged("something follows the end")
 
 
+def _refuse_other_texts(path: Path) -> None:
+    """Refuses what is no text in UTF-8 as its first bytes show: UTF-16 and 32, and what Git LFS
+    leaves in a file's stead.
+    """
+    check_not_pointer(path)
+    with path.open("rb") as file:
+        head = file.read(4)
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in head[:-1]:
+        raise ValueError(f"{path}: its text is in UTF-16 or UTF-32; {SAVE_AS_UTF8}")
+
+
 @contextmanager
-def _opened(path: Path) -> Iterator[_Cursor]:
+def opened(path: Path) -> Iterator[Cursor]:
+    """A cursor at the begin of a file.
+
+    Raises:
+        ValueError: naming the file, which cannot be read or is no text in UTF-8.
+    """
     try:
+        _refuse_other_texts(path)
         with path.open("rb") as file:
-            yield _Cursor(path, file)
+            yield Cursor(path, file)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
 
@@ -180,7 +202,7 @@ def top_level(path: Path) -> str:
     Raises:
         ValueError: naming the file, where it is empty.
     """
-    with _opened(path) as cursor:
+    with opened(path) as cursor:
         mark = cursor.peek()
         if not mark:
             cursor.damaged("it is empty")
@@ -195,30 +217,30 @@ def _expect(path: Path, kind: str) -> None:
 
 
 def list_entries(path: Path) -> Iterator[tuple[str, object]]:
-    """(place, value) of each entry of a JSON file that holds a list.
+    """(origin, value) of each entry of a JSON file that holds a list.
 
     Raises:
         ValueError: naming the file, where it is damaged or holds something else.
     """
     _expect(path, "list")
-    with _opened(path) as cursor:
+    with opened(path) as cursor:
         yield from numbered(path, cursor.items())
         cursor.finish()
 
 
 def entries_under(path: Path, key: str) -> Iterator[tuple[str, object]]:
-    """(place, value) of each entry of the list at `key` ("data.dialogs") of a JSON object.
+    """(origin, value) of each entry of the list at `key` ("data.dialogs") of a JSON object.
 
     Raises:
         ValueError: as list_entries, or `key` is missing, is no list, or stands twice.
     """
     _expect(path, "object")
-    with _opened(path) as cursor:
+    with opened(path) as cursor:
         yield from numbered(path, _under(path, cursor, tuple(key.split(".")), key))
         cursor.finish()
 
 
-def _under(path: Path, cursor: _Cursor, keys: tuple[str, ...], whole: str) -> Iterator[object]:
+def _under(path: Path, cursor: Cursor, keys: tuple[str, ...], whole: str) -> Iterator[object]:
     if not keys:
         if cursor.peek() != "[":
             raise ValueError(f"{path}: expected a list at the key {whole!r}")
@@ -240,118 +262,66 @@ def _under(path: Path, cursor: _Cursor, keys: tuple[str, ...], whole: str) -> It
 
 
 def object_entries(path: Path) -> Iterator[tuple[str, str, object]]:
-    """(place, key, value) of each entry of a JSON object.
+    """(origin, key, value) of each entry of a JSON object.
 
     Raises:
         ValueError: as list_entries.
     """
     _expect(path, "object")
-    with _opened(path) as cursor:
+    with opened(path) as cursor:
         for key in cursor.members():
             yield f"{path.name}[{key[:200]!r}]", key, cursor.value()
         cursor.finish()
 
 
 def line_entries(path: Path) -> Iterator[tuple[str, object]]:
-    """(place, value) of each line of a JSON Lines file; blank lines are left out.
+    """(origin, value) of each line of a JSON Lines file; blank lines are left out.
 
     A line that is no JSON is given as Unreadable, which no Row accepts, so it is rejected alone.
 
     Raises:
         ValueError: naming the file, where a line is too long.
     """
-    for number, line in _lines(path):
+    for number, line in numbered_lines(path):
         if not line.strip():
             continue
-        place = f"{path.name}:{number}"
+        origin = f"{path.name}:{number}"
         try:
-            yield place, json.loads(line.decode("utf-8-sig"), parse_int=_whole_number)
+            yield origin, json.loads(line.decode("utf-8-sig"), parse_int=whole_number)
         except RecursionError:
-            yield place, Unreadable("not readable as JSON: nested too deeply")
+            yield origin, Unreadable("not readable as JSON: nested too deeply")
+        except UnicodeDecodeError as error:
+            yield origin, Unreadable(f"not UTF-8: {error.reason}; {SAVE_AS_UTF8}")
         except ValueError as error:
-            yield place, Unreadable(f"not readable as JSON: {str(error)[:200]}")
+            yield origin, Unreadable(f"not readable as JSON: {str(error)[:200]}")
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file with their numbers from 1; none is read beyond MAXIMUM_ENTRY bytes."""
+def numbered_lines(path: Path, *, cut: bool = False) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file with their numbers from 1; none is read beyond MAXIMUM_ENTRY bytes.
+
+    Args:
+        path: the file.
+        cut: give the begin of a line that is longer, and end there.
+
+    Raises:
+        ValueError: naming the file, where a line is too long, or no text in UTF-8.
+    """
     number = 0
     try:
+        _refuse_other_texts(path)
         with path.open("rb") as file:
             while line := file.readline(MAXIMUM_ENTRY + 1):
                 number += 1
-                if len(line) > MAXIMUM_ENTRY:
+                if len(line) > MAXIMUM_ENTRY and not cut:
                     raise ValueError(f"{path}: line {number} is longer than {MAXIMUM_ENTRY} bytes")
                 yield number, line
+                if len(line) > MAXIMUM_ENTRY:
+                    return
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def csv_entries(path: Path) -> Iterator[tuple[str, object]]:
-    """(place, row by column) of each row of a CSV file with a header; empty cells are left out.
-
-    Raises:
-        ValueError: naming the file, where it is damaged or its header names a column twice.
-    """
-    text = _CsvText(path)
-    reader = csv.reader(text, strict=True)
-    header: list[str] | None = None
-    try:
-        for cells in reader:
-            text.row_bytes = 0
-            place = f"{path.name}:{reader.line_num}"
-            if header is None:
-                header = _header(path, cells)
-            elif len(cells) > len(header):
-                yield place, Unreadable(f"{len(cells)} cells, the header names {len(header)}")
-            elif cells:
-                row = dict(zip(header, cells, strict=False))
-                yield place, {name: cell for name, cell in row.items() if cell.strip()}
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path}: not readable as CSV at line {reader.line_num + 1}: {error}"
-        ) from error
-
-
-class _CsvText:
-    """The lines of a CSV file as text; a row of more than MAXIMUM_ENTRY bytes is refused."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.row_bytes = 0
-
-    def __iter__(self) -> Iterator[str]:
-        for number, line in _lines(self._path):
-            self.row_bytes += len(line)
-            if self.row_bytes > MAXIMUM_ENTRY:
-                raise ValueError(
-                    f"{self._path}: the row that ends after line {number} is longer than "
-                    f"{MAXIMUM_ENTRY} bytes; is a quote not closed?"
-                )
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-
-
-def _header(path: Path, cells: list[str]) -> list[str]:
-    header = [name.strip() for name in cells]
-    repeated = [name for name, count in Counter(header).items() if count > 1]
-    if repeated:
-        raise ValueError(f"{path}: its header names the column {repeated[0][:200]!r} twice")
-    return header
-
-
-def entries(path: Path) -> Iterator[tuple[str, object]]:
-    """(place, value) of each entry of a list in JSON (.json), JSON Lines (.jsonl) or CSV (.csv).
-
-    Raises:
-        ValueError: as those of each form, or the name ends in something else.
-    """
-    forms = {".json": list_entries, ".jsonl": line_entries, ".csv": csv_entries}
-    form = forms.get(path.suffix.lower())
-    if form is None:
-        raise ValueError(f"{path}: a list is read from {', '.join(forms)}, told by the name's end")
-    yield from form(path)
-
-
 def numbered(path: Path, values: Iterable[object]) -> Iterator[tuple[str, object]]:
-    """Pairs values with their place in `path`."""
+    """Pairs values with their origin in `path`."""
     for index, value in enumerate(values):
         yield f"{path.name}[{index}]", value

@@ -18,7 +18,7 @@ from ibtrain.data.records import Answer, Example
 
 
 def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejected]:
-    """Examples `IMAGE-N` for training, N being the caption's place among the image's own, else
+    """Examples `IMAGE-N` for training, N being the caption's position among the image's own, else
     `IMAGE`. Where nothing was read in the image, a caption is asked for without tokens.
     """
     captions_path, tokens_path = annotation_files(raw, split, entry)
@@ -30,13 +30,18 @@ def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejec
     def make(row: Row) -> Iterable[Example]:
         image_id = row.identity("image_id")
         if "/" in image_id:
-            raise FieldError(f"{row.place}: 'image_id' {image_id!r} is no name of an image")
+            raise FieldError(f"{row.origin}: 'image_id' {image_id!r} is no name of an image")
         seen[image_id] += 1
         if split != "train" and seen[image_id] > 1:
-            return  # its first row has given the references of all
+            if row.has("reference_strs") or not row.has("caption_str"):
+                return  # its first row has given the references of all
+            raise FieldError(
+                f"{row.origin}: image {image_id} came before, and without 'reference_strs' this "
+                "caption of it would be lost"
+            )
         tokens = tokens_of.get(image_id)
         if tokens is None:
-            raise FieldError(f"{row.place}: image {image_id} has no entry in {tokens_path.name}")
+            raise FieldError(f"{row.origin}: image {image_id} has no entry in {tokens_path.name}")
         answers = _captions(row, split, labelled)
         yield Example(
             entry.name,

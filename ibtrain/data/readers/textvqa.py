@@ -26,7 +26,7 @@ def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejec
         image_id = row.identity("image_id")
         tokens = read_tokens.get(image_id)
         if tokens is None:
-            raise FieldError(f"{row.place}: image {image_id} has no entry in {tokens_path.name}")
+            raise FieldError(f"{row.origin}: image {image_id} has no entry in {tokens_path.name}")
         slots = {"question": row.text("question").strip()}
         form = "visual_question_answering"
         if tokens:

@@ -2,7 +2,8 @@
 
 Questions and answers are kept in two lists, and the rounds hold indices into them. The caption of
 the image begins the history of every round, as VisDial (arXiv 1611.08669) defines it. LAVIS reads
-the same files.
+the same files. Where the dense annotations lie beside the dialogs, `relevance` in `details` has
+those of the round of each dialog that they are of.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,7 +21,7 @@ from ibtrain.data.readers.fields import (
     each,
 )
 from ibtrain.data.readers.files import Images, annotation_files
-from ibtrain.data.readers.streams import entries_under
+from ibtrain.data.readers.streams import entries_under, list_entries
 from ibtrain.data.records import Answer, Example
 
 MAXIMUM_ROUNDS = 100
@@ -30,8 +31,9 @@ MAXIMUM_CHARACTERS = 1 << 29  # of all questions or answers; VisDial's own have 
 
 def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejected]:
     """Examples IMAGE-ROUND, rounds counted from 1; the test split asks its last round alone."""
-    (path,) = annotation_files(raw, split, entry)
+    path, *rest = annotation_files(raw, split, entry)
     images = Images(raw, entry)
+    relevances = _relevances(rest[0]) if rest else {}
     questions = _texts(path, "data.questions")
     answers = _texts(path, "data.answers")
     labelled = entry.splits[split].labelled
@@ -45,11 +47,14 @@ def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejec
         if not rounds:
             raise Unused("no turns")
         if len(rounds) > MAXIMUM_ROUNDS:
-            raise FieldError(f"{row.place}: {len(rounds)} rounds; at most {MAXIMUM_ROUNDS}")
+            raise FieldError(f"{row.origin}: {len(rounds)} rounds; at most {MAXIMUM_ROUNDS}")
         for number, turn in enumerate(rounds, start=1):
             question = _text(turn, "question", questions)
             details = {"image_id": image_id, "round": number, "caption": caption}
             right, ranked = _options(turn, answers, labelled)
+            relevance = relevances.get((image_id, number))
+            if relevance is not None and len(relevance) == len(ranked.get("choices", ())):
+                details["relevance"] = relevance
             if ranked:
                 yield Example(
                     entry.name,
@@ -65,6 +70,26 @@ def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejec
             history.append(f"Question: {question} Answer: {answer}")
 
     yield from each(entries_under(path, "data.dialogs"), make)
+
+
+def _relevances(path: Path) -> dict[tuple[str, int], list[float]]:
+    """How relevant each option of a round is, by image and round: the dense annotations.
+
+    Raises:
+        ValueError: naming the file, where it is damaged.
+    """
+    found = {}
+    for place, value in list_entries(path):
+        try:
+            row = Row(value, place)
+            given = row.entries("gt_relevance" if row.has("gt_relevance") else "relevance")
+            numbers = [float(one) for one in given if isinstance(one, (int, float))]
+            if len(numbers) != len(given):
+                raise FieldError(f"{place}: 'gt_relevance' must be a list of numbers")
+            found[row.identity("image_id"), row.integer("round_id")] = numbers
+        except FieldError as error:
+            raise ValueError(f"{path}: {error}") from error
+    return found
 
 
 def _texts(path: Path, key: str) -> list[str | None]:
@@ -102,10 +127,12 @@ def _text(turn: Row, key: str, texts: list[str | None]) -> str:
 
 def _pointed(turn: Row, key: str, index: object, texts: list[str | None]) -> str:
     if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(texts):
-        raise FieldError(f"{turn.place}: {key!r} holds an index that is none of {len(texts)} texts")
+        raise FieldError(
+            f"{turn.origin}: {key!r} holds an index that is none of {len(texts)} texts"
+        )
     text = texts[index]
     if not text:
-        raise FieldError(f"{turn.place}: {key!r} points to text {index}, which is none or empty")
+        raise FieldError(f"{turn.origin}: {key!r} points to text {index}, which is none or empty")
     return text
 
 
@@ -118,16 +145,16 @@ def _options(
     indices = turn.entries("answer_options")
     if not 2 <= len(indices) <= MAXIMUM_OPTIONS:
         raise FieldError(
-            f"{turn.place}: 'answer_options' must be 2 to {MAXIMUM_OPTIONS}, found {len(indices)}"
+            f"{turn.origin}: 'answer_options' must be 2 to {MAXIMUM_OPTIONS}, found {len(indices)}"
         )
     options = [_pointed(turn, "answer_options", index, answers) for index in indices]
     if not turn.has("gt_index"):
         if labelled:
-            raise FieldError(f"{turn.place}: 'gt_index' is missing")
+            raise FieldError(f"{turn.origin}: 'gt_index' is missing")
         return (), {"choices": options}
     correct = correct_index(turn, "gt_index", len(options))
     if options[correct] != _text(turn, "answer", answers):
-        raise FieldError(f"{turn.place}: 'gt_index' points to another option than 'answer'")
+        raise FieldError(f"{turn.origin}: 'gt_index' points to another option than 'answer'")
     return (Answer(options[correct]),), {"choices": options, "correct_choice": correct}
 
 

@@ -48,8 +48,9 @@ def _answers(row: Row, labelled: bool) -> tuple[Answer, ...]:
 
 def _details(row: Row) -> dict[str, Any]:
     details: dict[str, Any] = {}
-    if row.has("answer_type"):
-        details["question_type"] = row.text("answer_type")
+    kind = row.note("answer_type")
+    if kind is not None:
+        details["question_type"] = kind
     if row.has("answerable"):
         details["answerable"] = row.integer("answerable")
     return details

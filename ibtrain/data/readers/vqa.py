@@ -47,7 +47,7 @@ def _read_official(
         if found is None:
             assert answers_path is not None
             raise FieldError(
-                f"{row.place}: question {question_id} has no entry in {answers_path.name}"
+                f"{row.origin}: question {question_id} has no entry in {answers_path.name}"
             )
         yield asked(
             entry,
@@ -59,6 +59,8 @@ def _read_official(
         )
 
     yield from each(entries_under(questions_path, "questions"), make)
+    if given is not None:
+        yield from given.left_out
 
 
 def _annotation(row: Row) -> dict[str, Any]:
@@ -66,5 +68,5 @@ def _annotation(row: Row) -> dict[str, Any]:
     given = row.rows("answers")
     return {
         "answers": [answer.text("answer") for answer in given if not answer.blank("answer")],
-        "types": {key: row.text(key) for key in types if row.has(key)},
+        "types": {key: note for key in types if (note := row.note(key)) is not None},
     }

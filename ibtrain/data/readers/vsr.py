@@ -28,9 +28,10 @@ def read(raw: Path, split: str, entry: DatasetEntry) -> Iterator[Example | Rejec
         label = correct_index(row, "label", len(LABELS))
         details: dict[str, Any] = {"image_id": image_id, "choices": list(LABELS)}
         details["correct_choice"] = label
-        if row.has("relation"):
-            details["relation"] = row.text("relation")
-        line = row.place.rpartition(":")[2]
+        relation = row.note("relation")
+        if relation is not None:
+            details["relation"] = relation
+        line = row.origin.rpartition(":")[2]
         yield Example(
             entry.name,
             entry.task,

@@ -34,6 +34,7 @@ def test_the_official_object(tmp_path: Path):
             ("no",),
             image_id="n161313",
             question_type="weatherVerify",
+            structural="verify",
             full_answer="No, it is clear.",
         ),
         record(
@@ -43,6 +44,7 @@ def test_the_official_object(tmp_path: Path):
             ("Mädchen",),
             image_id="n235859",
             question_type="relChooser",
+            structural="choose",
             full_answer="Das Mädchen.",
         ),
     ]
@@ -87,3 +89,12 @@ def test_the_list_of_lavis(tmp_path: Path):
     ]
     assert quarantine == [("201307253", "no image n404404.jpg; looked in RAW/images, RAW")]
     assert dropped == {"no answer": 1}
+
+
+def test_no_key_of_types_is_needed(tmp_path: Path):
+    raw = raw_directory("gqa/official", tmp_path)
+    file = raw / "testdev_balanced_questions.json"
+    file.write_text(file.read_text().replace('"detailed": "weatherVerify", ', ""))
+    records, *_ = prepared("gqa", raw, "testdev")
+    assert records[0].details.get("question_type") is None
+    assert records[0].details["structural"] == "verify"

@@ -33,7 +33,7 @@ def test_a_meme_is_hateful_or_not(tmp_path: Path):
         ("37198", "dev_seen.jsonl:6: 'label' must be a whole number, found True"),
         ("37199", "dev_seen.jsonl:7: 'text' must be a string that is not empty, found ' '"),
     ]
-    assert dropped == {"repeated id": 1, "no answer": 1}
+    assert dropped == {"duplicate": 1, "no answer": 1}
 
 
 def test_a_test_split_of_the_first_release_has_no_labels(tmp_path: Path):

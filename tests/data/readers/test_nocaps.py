@@ -54,7 +54,7 @@ def test_an_image_with_its_references_and_its_domain(tmp_path: Path):
         ("3", f"no image missing000000000.jpg; looked in {ROOTS}"),
         ("5", "the image path '../0013ea2087020901.jpg' leaves the image folder"),
     ]
-    assert dropped == {"no caption": 1, "repeated id": 1}
+    assert dropped == {"no caption": 1, "duplicate": 1}
 
 
 def test_the_test_split_has_no_captions(tmp_path: Path):

@@ -147,8 +147,9 @@ def test_vqav2_keeps_how_many_annotators_gave_an_answer(coco: Path, write_json: 
     assert found[1].answers == (Answer("là", 9.0),) and found[1].slots == {"question": "Où?"}
     rest = [item for item in found[2:] if isinstance(item, Rejected)]
     place = "v2_OpenEnded_mscoco_train2014_questions.json[7]"
-    assert [item.id for item in rest] == ["12", "13", "14", "10", "10", place]
-    assert [item.bad for item in rest] == [True, False, True, True, True, True]
+    unread = "v2_mscoco_train2014_annotations.json[4]"
+    assert [item.id for item in rest] == ["12", "13", "14", "10", "10", place, unread]
+    assert [item.bad for item in rest] == [True, False, *[True] * 5]
     assert "no image COCO image 9" in rest[0].reason
     assert rest[1].reason == "no answer"
     assert "has no entry in v2_mscoco_train2014_annotations.json" in rest[2].reason
@@ -228,8 +229,8 @@ def test_conversations_keep_every_turn_with_its_history(coco: Path, write_json: 
     ]
     rows = [
         {"id": "a", "image": "000000000001.jpg", "conversations": talk},
-        {"id": "b", "image": "000000000001.jpg", "conversations": talk[:3]},
-        {"id": "c", "image": "000000000001.jpg", "conversations": [talk[1], talk[0]]},
+        {"id": "b", "image": "000000000001.jpg", "conversations": [*talk[:3], talk[2], talk[3]]},
+        {"id": "c", "image": "000000000001.jpg", "conversations": [talk[0], talk[1], talk[1]]},
         {"id": "d", "image": "000000000001.jpg", "conversations": []},
         {"id": "e", "image": "000000000001.jpg", "conversations": "text"},
         {"id": "f", "image": "000000000404.jpg", "conversations": talk},
@@ -291,13 +292,21 @@ def test_gqa_is_keyed_by_question(coco: Path, write_json: WriteJson):
         image=raw / "images/n1.jpg",
         answers=(Answer("yes", 1.0),),
         slots={"question": "Is it red?"},
-        details={"image_id": "n1", "question_type": "existAttr", "full_answer": "Yes, it is."},
+        details={
+            "image_id": "n1",
+            "question_type": "existAttr",
+            "structural": "verify",
+            "full_answer": "Yes, it is.",
+        },
     )
+    # What only a report uses is optional.
+    without = found.pop(3)
+    assert isinstance(without, Example) and without.id == "204"
+    assert without.details == {"image_id": "n1", "full_answer": "Yes, it is."}
     rest = [(item.id, item.bad) for item in found[1:] if isinstance(item, Rejected)]
     assert rest == [
         ("202", True),
         ("203", False),
-        ("204", True),
         ("testdev_balanced_questions.json['205']", True),
     ]
 

@@ -11,7 +11,6 @@ from ibtrain.data.readers import streams
 from ibtrain.data.readers.lookup import Lookup
 from ibtrain.data.readers.streams import (
     Unreadable,
-    csv_entries,
     entries_under,
     line_entries,
     list_entries,
@@ -99,25 +98,6 @@ def test_a_damaged_line_is_alone(tmp_path: Path):
         "a.jsonl:4",
         "a.jsonl:5",
     ]
-
-
-def test_rows_of_csv(tmp_path: Path):
-    path = tmp_path / "a.csv"
-    path.write_bytes('\ufeffa,b\r\n1,"x\ny"\r\n,\r\n2\r\n1,2,3\r\n'.encode())
-    assert list(csv_entries(path)) == [
-        ("a.csv:3", {"a": "1", "b": "x\ny"}),
-        ("a.csv:4", {}),
-        ("a.csv:5", {"a": "2"}),
-        ("a.csv:6", Unreadable("3 cells, the header names 2")),
-    ]
-    for text, message in (
-        ("a,a\n", "names the column 'a' twice"),
-        ('a\n"b', "line 3"),
-        ("a\n\udcff", "utf-8"),
-    ):
-        path.write_bytes(text.encode("utf-8", "surrogateescape"))
-        with pytest.raises(ValueError, match=message):
-            list(csv_entries(path))
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path):

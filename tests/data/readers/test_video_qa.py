@@ -57,7 +57,7 @@ def test_the_mapping_names_the_videos_of_msvd(tmp_path: Path):
         ("37351", f"no video vid1304 and no folder of its frames; {looked}"),
         ("37353", "the image path 'vid../../1301' leaves the image folder"),
     ]
-    assert dropped == {"no answer": 1, "repeated id": 1}
+    assert dropped == {"no answer": 1, "duplicate": 1}
 
 
 def test_lavis_names_the_files(tmp_path: Path):
@@ -70,7 +70,11 @@ def test_lavis_names_the_files(tmp_path: Path):
     ]
     assert frame_numbers(records[0]) == [2, 7, 12, 17]
     assert quarantine == [
-        ("1", "the image path '/etc/passwd' leaves the image folder"),
+        (
+            "1",
+            "the image path '/etc/passwd' leaves the image folder: it is not in RAW; write it as "
+            "seen from there",
+        ),
         ("2", "qa_test.json[2]: 'question' must be a string that is not empty, found 5"),
     ]
     assert dropped == {}

@@ -48,6 +48,8 @@ def test_every_round_is_asked_with_what_was_said_before(tmp_path: Path):
     image = jpeg(raw / "images/VisualDialog_val2018/VisualDialog_val2018_000000185565.jpg")
     other = jpeg(raw / "VisualDialog_val2018/VisualDialog_val2018_000000284024.jpg")
     assert len(ANSWERS) == len(set(ANSWERS)) == 106
+    again = records.pop(3)
+    assert (again.id, again.details["caption"]) == ("185565-1#2", "the same image again")
     assert records == [
         record(
             image,
@@ -106,7 +108,7 @@ def test_every_round_is_asked_with_what_was_said_before(tmp_path: Path):
             f"{file}[6]: dialog[0]: 'answer_options' points to text 107, which is none or empty",
         ),
     ]
-    assert dropped == {"repeated id": 1, "no turns": 1}
+    assert dropped == {"no turns": 1}
 
 
 def test_the_test_split_asks_its_last_round_alone(tmp_path: Path):
@@ -129,3 +131,14 @@ def test_the_test_split_asks_its_last_round_alone(tmp_path: Path):
         [],
         {},
     )
+
+
+def test_relevances_are_of_the_round_that_they_tell(tmp_path: Path):
+    raw = raw_directory("visdial/official", tmp_path)
+    relevance = [0.0, 1, 0.5, *[0.0] * 97]
+    dense = [{"image_id": 185565, "round_id": 2, "gt_relevance": relevance}]
+    (raw / "visdial_1.0_val_dense_annotations.json").write_text(json.dumps(dense))
+    records, *_ = prepared("visdial", raw, "val")
+    assert {one.id: one.details["relevance"] for one in records if "relevance" in one.details} == {
+        "185565-2": relevance
+    }

@@ -83,7 +83,7 @@ def test_ten_annotators_of_vqav2(tmp_path: Path):
             ),
         ],
         quarantine,
-        {"no answer": 1, "repeated id": 1},
+        {"no answer": 1, "duplicate": 1},
     )
     assert prepared("vqav2_question_generation", raw, "train") == (
         [
@@ -91,7 +91,7 @@ def test_ten_annotators_of_vqav2(tmp_path: Path):
             asked("vqav2", image, "458752001", "lanzador", "¿Qué posición {juega}?", **position),
         ],
         quarantine,
-        {"no answer": 1, "repeated id": 1},
+        {"no answer": 1, "duplicate": 1},
     )
 
 
@@ -118,29 +118,27 @@ def test_vqav2_of_lavis(tmp_path: Path):
     first = coco / f"{TRAIN}000000458752.jpg"
     second = coco / "images/val2014/COCO_val2014_000000000042.jpg"
     looking = "What is this photo taken looking through?"
-    quarantine = [
-        (
-            "458752002",
-            "vqa_train.json[3]: 'answer' must be a list of strings, holds 1",
-        )
-    ]
-    dropped = {"no answer": 1, "repeated id": 1}
+    dropped = {"no answer": 1}
     assert prepared("vqav2", raw, "train") == (
         [
             answered(
                 "vqav2", first, "458752000", looking, {"net": 8.0, "netting": 1.0, "mesh": 1.0}
             ),
+            answered("vqav2", first, "458752002", "A number?", {"1": 1.0, "2": 1.0}),
+            answered("vqav2", first, "458752000#2", "The same id?", {"yes": 1.0}),
             answered("vqav2", second, "42000", "Où?", {"là": 1.0}),
         ],
-        quarantine,
+        [],
         dropped,
     )
     assert prepared("vqav2_question_generation", raw, "train") == (
         [
             asked("vqav2", first, "458752000", "net", looking),
+            asked("vqav2", first, "458752002", "1", "A number?"),
+            asked("vqav2", first, "458752000#2", "yes", "The same id?"),
             asked("vqav2", second, "42000", "là", "Où?"),
         ],
-        quarantine,
+        [],
         dropped,
     )
 
