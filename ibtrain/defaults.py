@@ -8,6 +8,8 @@ QUARANTINE_BUDGET = 0.01
 """The share of bad annotations above which a conversion fails."""
 PREVIEW_SAMPLES = 6
 """Of each dataset on the page of a mixture."""
+REPORT_SAMPLES = 3
+"""Of each dataset on the page of a run."""
 
 # Of the released models' `generate` (LAVIS `blip2_vicuna_instruct.py`, `blip2_t5_instruct.py`), the
 # same for both families.

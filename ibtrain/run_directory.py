@@ -25,6 +25,7 @@ LATEST = "LATEST"
 TRAINABLE = "trainable.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
+STARTS = "starts.jsonl"
 STEP_FILES = (TRAINABLE, OPTIMIZER, STATE)
 _STEP_NAME = re.compile(r"step-(\d{8,})")
 

@@ -1,11 +1,10 @@
 """`ibtrain data`: the catalog, the toy world, shards and what is in them, the mixture."""
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
-from ibtrain.cli.saying import FAILED, SUCCESS, say, verb_of
+from ibtrain.cli.saying import FAILED, SUCCESS, say, shows_progress, verb_of
 from ibtrain.defaults import FRAMES, PREVIEW_SAMPLES, QUARANTINE_BUDGET, SHORT_SIDE
 
 
@@ -22,6 +21,16 @@ def add_data(verbs: Any) -> None:
     toy.add_argument("--train-images", type=int, default=3000, metavar="N")
     toy.add_argument("--test-images", type=int, default=300, metavar="N")
     toy.add_argument("--no-videos", action="store_true", help="leave the video datasets out")
+    describe = verb_of(
+        nested, "describe", _describe, "write a first version of your own dataset's YAML"
+    )
+    describe.add_argument(
+        "directory", type=Path, metavar="DIR", help="images with a list in CSV, JSON Lines or JSON"
+    )
+    describe.add_argument("--name", help="of the dataset (default: the folder's)")
+    describe.add_argument(
+        "--out", type=Path, metavar="FILE.yaml", help="default: NAME.yaml in this directory"
+    )
     prepare = verb_of(nested, "prepare", _prepare, "raw files to shards")
     prepare.add_argument("dataset", metavar="DATASET")
     prepare.add_argument("--raw", type=Path, required=True, metavar="DIR")
@@ -116,6 +125,24 @@ def _toy(parsed: argparse.Namespace) -> int:
     return say(parsed, counts, f"toy world in {parsed.directory}\n" + "\n".join(lines))
 
 
+def _describe(parsed: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from ibtrain.data.describe import describe
+
+    found = describe(parsed.directory, parsed.out, parsed.name)
+    columns = ", ".join(f"{what} in {column!r}" for what, column in found.columns.items())
+    lines = [
+        f"{found.file}: {', '.join(f'{split} in {file}' for split, file in found.splits.items())}; "
+        f"{columns}; read by {found.reader}",
+        f"tried on the first entries: {found.examples:,} examples, {found.rejected:,} rejected"
+        + (f" ({found.first_reason})" if found.first_reason else ""),
+        f"look it over, then: ibtrain data prepare {found.file} --raw {parsed.directory} "
+        f"--out shards/{found.name}",
+    ]
+    return say(parsed, asdict(found) | {"file": str(found.file)}, "\n".join(lines))
+
+
 def _part(text: str) -> tuple[int, int]:
     index, _, count = text.partition("/")
     if not (index.isascii() and index.isdigit() and count.isascii() and count.isdigit()):
@@ -135,7 +162,7 @@ def _prepare(parsed: argparse.Namespace) -> int:
         split=parsed.split,
         workers=parsed.workers,
         portion=parsed.part,
-        progress=sys.stderr.isatty(),
+        progress=shows_progress(parsed),
         budget=parsed.budget,
         short_side=parsed.short_side,
         keep_original=parsed.keep_original,
@@ -171,7 +198,7 @@ def _verify(parsed: argparse.Namespace) -> int:
     from ibtrain.data.shards.verify import verify
 
     rebuilt = rebuild_index(parsed.directory) if parsed.rebuild_index else None
-    shown = {"workers": parsed.workers, "progress": sys.stderr.isatty()}
+    shown = {"workers": parsed.workers, "progress": shows_progress(parsed)}
     report = verify(parsed.directory, **shown)
     replaced: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()

@@ -7,22 +7,22 @@ checkpoint.
 
 import argparse
 import contextlib
-import logging
 import platform
 import sys
 from collections.abc import Sequence
 from typing import Any
 
+from ibtrain.cli.completion import complete
 from ibtrain.cli.data import add_data
 from ibtrain.cli.models import add_ask, add_compare, add_evaluate, add_export, add_rank
-from ibtrain.cli.runs import add_check, add_plan, add_recipes, add_slurm, add_train
-from ibtrain.cli.saying import FAILED, WRONG_REQUEST, complain, rank, show_messages
+from ibtrain.cli.runs import add_check, add_plan, add_recipes, add_report, add_slurm, add_train
+from ibtrain.cli.saying import FAILED, WRONG_REQUEST, complain, level_of, show_messages
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb and returns its exit code."""
     parsed = _parse(arguments)
-    show_messages(logging.INFO if rank() == 0 and not parsed.json else logging.WARNING)
+    show_messages(level_of(parsed))
     try:
         return int(parsed.run(parsed))
     except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError) as error:
@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The parsed command; `key=value` may stand before options and after them."""
     parser = _parser()
+    complete(parser)
     words = sys.argv[1:] if arguments is None else list(arguments)
     parsed, others = parser.parse_known_args(words)
     parsed.words = words
@@ -72,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     add_evaluate(verbs)
     add_compare(verbs)
     add_export(verbs)
+    add_report(verbs)
     return parser
 
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ibtrain.cli.saying import SUCCESS, rank, say, verb_of
+from ibtrain.cli.saying import SUCCESS, rank, say, shows_progress, verb_of
 from ibtrain.defaults import ASK_BEAMS, ASK_NEW_TOKENS, ASK_REPETITION_PENALTY, SHARD_GIGABYTES
 
 
@@ -94,17 +94,9 @@ def _rank(parsed: argparse.Namespace) -> int:
 
 
 def _picture(file: Path) -> bytes:
-    from PIL import Image, UnidentifiedImageError
+    from ibtrain.evaluation.pictures import read_picture
 
-    if not file.is_file():
-        raise FileNotFoundError(f"the image {file} is not there; give --image a picture")
-    try:
-        with Image.open(file):
-            return file.read_bytes()
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{file} is not a picture; give --image one") from error
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{file} is too large a picture ({error}); reduce it") from error
+    return read_picture(file)
 
 
 def add_evaluate(verbs: Any) -> None:
@@ -165,7 +157,7 @@ def _evaluate(parsed: argparse.Namespace) -> int:
         limit=parsed.limit,
         shuffle_images=parsed.shuffle_images,
         greedy=parsed.greedy,
-        progress=sys.stderr.isatty(),
+        progress=shows_progress(parsed),
     )
     vocabularies = {name: Path(path) for name, path in _named(parsed, "vocabulary")}
     protocols = {name: Path(path) for name, path in _named(parsed, "protocol")}
@@ -252,6 +244,12 @@ def add_export(verbs: Any) -> None:
         metavar="N",
         help="hf: the largest file (default %(default)s)",
     )
+    verb.add_argument(
+        "--evaluation",
+        type=Path,
+        metavar="DIR",
+        help="what `ibtrain evaluate` wrote of the model: its scores stand in the model card",
+    )
 
 
 def _export(parsed: argparse.Namespace) -> int:
@@ -266,6 +264,7 @@ def _export(parsed: argparse.Namespace) -> int:
         keep_adapter=parsed.keep_adapter,
         whole=parsed.whole,
         shard_bytes=int(parsed.shard_gigabytes * 1e9),
+        evaluation=parsed.evaluation,
     )
     document = {"directory": str(report.directory), "proof": report.proof}
     return say(parsed, document, report.sentence())

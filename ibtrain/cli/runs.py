@@ -1,4 +1,4 @@
-"""`ibtrain recipes`, `check`, `plan`, `train` and `slurm`."""
+"""`ibtrain recipes`, `check`, `plan`, `train`, `slurm` and `report`."""
 
 import argparse
 import os
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ibtrain.cli.saying import FAILED, INTERRUPTED, SUCCESS, rank, say, verb_of
+from ibtrain.defaults import REPORT_SAMPLES
 
 
 def add_recipes(verbs: Any) -> None:
@@ -187,3 +188,39 @@ def _slurm(parsed: argparse.Namespace) -> int:
     done = f"job {number} of {script}" if number else f"written to {script}; sbatch takes it"
     told = f"{job.script}\n# sharding={job.sharding}: {job.because}\n# {done}"
     return say(parsed, job.document() | {"job": number}, told)
+
+
+def add_report(verbs: Any) -> None:
+    """Adds the verb `report`."""
+    verb = verb_of(verbs, "report", _report, "one page of a run, or of several together")
+    verb.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    verb.add_argument(
+        "--out", type=Path, metavar="FILE.html", help="default: report.html in the first RUN"
+    )
+    verb.add_argument(
+        "--evaluation",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="an evaluation to show, beside those within the runs",
+    )
+    verb.add_argument(
+        "--samples",
+        type=int,
+        default=REPORT_SAMPLES,
+        metavar="N",
+        help="of each dataset of the mixture (default %(default)s)",
+    )
+
+
+def _report(parsed: argparse.Namespace) -> int:
+    from ibtrain.report.page import write_report
+
+    out = parsed.out or parsed.runs[0] / "report.html"
+    runs = write_report(parsed.runs, out, parsed.evaluation, parsed.samples)
+    document = {
+        "page": str(out),
+        "runs": [{"run": str(run.path), "step": run.metrics.last_step} for run in runs],
+    }
+    return say(parsed, document, f"written to {out}; open it in a browser")

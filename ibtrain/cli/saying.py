@@ -21,6 +21,20 @@ def show_messages(level: int) -> None:
     logger.setLevel(level)
 
 
+def level_of(parsed: argparse.Namespace) -> int:
+    """How much is told on stderr: by rank 0 all of it, with --quiet or --json warnings alone; with
+    --verbose every rank tells what is for those who look for a fault.
+    """
+    if parsed.verbose:
+        return logging.DEBUG
+    return logging.INFO if rank() == 0 and not (parsed.json or parsed.quiet) else logging.WARNING
+
+
+def shows_progress(parsed: argparse.Namespace) -> bool:
+    """Whether bars are drawn on stderr: on a terminal that is to have them."""
+    return sys.stderr.isatty() and not parsed.quiet
+
+
 def rank() -> int:
     """This process' among those that a launcher started."""
     launched = any(name.endswith(("RANK", "_PROCID")) for name in os.environ)
@@ -54,8 +68,11 @@ def say(parsed: argparse.Namespace, document: Any, text: str) -> int:
 
 
 def verb_of(verbs: Any, name: str, run: Any, help_text: str) -> argparse.ArgumentParser:
-    """A verb that `run` does, with the option that all have."""
+    """A verb that `run` does, with the options that all have."""
     verb: argparse.ArgumentParser = verbs.add_parser(name, help=help_text, description=help_text)
     verb.add_argument("--json", action="store_true", help="print one JSON document")
+    told = verb.add_mutually_exclusive_group()
+    told.add_argument("-q", "--quiet", action="store_true", help="no progress, warnings alone")
+    told.add_argument("-v", "--verbose", action="store_true", help="all messages, of every process")
     verb.set_defaults(run=run)
     return verb

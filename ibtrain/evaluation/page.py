@@ -8,12 +8,21 @@ from PIL import Image
 
 from ibtrain.data.images import to_rgb
 from ibtrain.evaluation.scoring import Result, shown, type_of
-from ibtrain.pages import page, picture, text
+from ibtrain.pages import image as shown_image
+from ibtrain.pages import page, text
 
 _SIDE = 160
 _ROW = 24
 _LABEL, _WIDTH, _FIGURES = 250, 420, 150
 _STYLE = """
+:root { --faint: var(--soft); --edge: var(--line); --ours: var(--accent); --theirs: var(--grey);
+  --right: #15803d; --wrong: var(--bad); }
+@media (prefers-color-scheme: dark) { :root { --right: #4ade80; } }
+section { background: var(--card); border: 1px solid var(--edge); border-radius: 10px;
+  padding: 1rem 1.25rem; margin: 1rem 0; overflow-x: auto; }
+table { width: auto; } td, th { text-align: left; padding: .2rem .9rem .2rem 0;
+  vertical-align: top; white-space: normal; } td.number { text-align: right; }
+.faint { color: var(--faint); }
 svg { max-width: 100%; height: auto; }
 svg text { fill: var(--ink); font: 13px system-ui, sans-serif; }
 .ours { fill: var(--ours); } .theirs { fill: var(--theirs); }
@@ -36,13 +45,11 @@ def results_page(document: Mapping[str, Any], results: Sequence[Result]) -> str:
     """The page of results.json's document and the results that it was made of."""
     by_name = {result.name: result for result in results}
     about = document.get("model", {})
-    head = f"<h1>Evaluation</h1><p class=faint>{text(about.get('model', ''))}"
+    head = f"<p class=faint>{text(about.get('model', ''))}"
     if about.get("step") is not None:
         head += f", step {text(about['step'])}"
     sections = [_section(name, row, by_name[name]) for name, row in document["benchmarks"].items()]
-    return page(
-        "Evaluation", f"<header>{head}</p></header>{_overview(document)}{''.join(sections)}", _STYLE
-    )
+    return page("Evaluation", f"{head}</p>", _overview(document) + "".join(sections), style=_STYLE)
 
 
 def _overview(document: Mapping[str, Any]) -> str:
@@ -174,4 +181,4 @@ def _thumbnail(data: bytes, description: str) -> str:
             small.save(buffer, "JPEG", quality=80)
     except (OSError, SyntaxError, Image.DecompressionBombError):
         return ""
-    return picture(buffer.getvalue(), "image/jpeg", description[:200])
+    return shown_image(buffer.getvalue(), "jpeg", description[:200], small.width, small.height)

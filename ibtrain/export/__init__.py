@@ -19,6 +19,7 @@ def export(
     keep_adapter: bool = False,
     whole: bool = False,
     shard_bytes: int | None = None,
+    evaluation: Path | None = None,
 ) -> "ExportReport":
     """Writes a model in one of the formats.
 
@@ -30,6 +31,8 @@ def export(
         whole: of `lavis`: every weight, and not only what was trained.
         shard_bytes: of `hf`: the size above which weights are split into several files.
 
+        evaluation: a directory of `ibtrain evaluate`, whose scores stand in the model card.
+
     Raises:
         ValueError: when the model cannot be opened, an option belongs to another format, or `out`
             is there already.
@@ -40,17 +43,21 @@ def export(
     from ibtrain.export.directory import check_out
 
     check_out(out)
+    if evaluation is not None:
+        from ibtrain.export.card import read_scores
+
+        read_scores(evaluation)  # refused before hours of work
     for name, given, belongs in (("keep-adapter", keep_adapter, "hf"), ("whole", whole, "lavis")):
         if given and to != belongs:
             raise ValueError(f"--{name} belongs to --to {belongs}; leave it out for --to {to}")
     if to == "peft":
         from ibtrain.export.peft import export_peft
 
-        return export_peft(model_path, out)
+        return export_peft(model_path, out, evaluation=evaluation)
     if to == "lavis":
         from ibtrain.export.lavis import export_lavis
 
-        return export_lavis(model_path, out, whole=whole)
+        return export_lavis(model_path, out, whole=whole, evaluation=evaluation)
     from ibtrain.export.huggingface import export_huggingface
     from ibtrain.export.weight_shards import SHARD_BYTES
 
@@ -59,4 +66,5 @@ def export(
         out,
         shard_bytes=SHARD_BYTES if shard_bytes is None else shard_bytes,
         keep_adapter=keep_adapter,
+        evaluation=evaluation,
     )

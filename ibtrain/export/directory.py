@@ -16,6 +16,7 @@ import transformers
 
 from ibtrain import __version__
 from ibtrain.config import dump_recipe
+from ibtrain.export.card import write_card
 from ibtrain.files import sync, sync_tree
 from ibtrain.pretrained.census import census
 from ibtrain.pretrained.finding import EXPORT_REPORT, RECIPE_FILE
@@ -105,8 +106,9 @@ def write_report(
     kind: str,
     written: dict[str, Any],
     proof: dict[str, Any],
+    evaluation: Path | None = None,
 ) -> None:
-    """Writes export_report.json, and beside it the recipe where there is one.
+    """Writes export_report.json, and beside it the model card, and the recipe where there is one.
 
     Args:
         found: the model.
@@ -114,6 +116,11 @@ def write_report(
         kind: its format.
         written: numbers of shards, parameters and bytes, and what else is to be said.
         proof: what was proven.
+        evaluation: a directory of `ibtrain evaluate`, whose scores stand in the card.
+
+    Raises:
+        ValueError: the evaluation cannot be read.
+        OSError: the file system cannot take it.
     """
     if found.recipe is not None:
         (directory / RECIPE_FILE).write_text(dump_recipe(found.recipe), encoding="utf-8")
@@ -132,6 +139,7 @@ def write_report(
         "proof": proof,
     }
     (directory / EXPORT_REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_card(found, directory, kind, proof, evaluation)
 
 
 def _publish(temporary: Path, out: Path) -> None:

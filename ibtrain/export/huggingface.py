@@ -59,6 +59,7 @@ def export_huggingface(
     shard_bytes: int = SHARD_BYTES,
     dtype: torch.dtype | None = None,
     keep_adapter: bool = False,
+    evaluation: Path | None = None,
 ) -> ExportReport:
     """Writes a model in transformers' format, and proves it by opening it with transformers.
 
@@ -70,6 +71,7 @@ def export_huggingface(
         dtype: of every weight written; default: each as it is stored (the trained ones fp32).
         keep_adapter: leave adapters out of the weights they belong to, and write them in peft's
             format to `adapter/`; default: merged.
+        evaluation: a directory of `ibtrain evaluate`, whose scores stand in the model card.
 
     Raises:
         ValueError: when the model cannot be opened, has no adapter to keep, or `out` is there.
@@ -100,7 +102,7 @@ def export_huggingface(
         if keep_adapter:
             counts["adapters"] = "apart"
         kind = "instructblip" if found.instruction_aware else "blip-2"
-        write_report(found, directory, kind, counts, proof)
+        write_report(found, directory, kind, counts, proof, evaluation)
     return ExportReport(out, proof)
 
 

@@ -28,7 +28,9 @@ from ibtrain.pretrained.found import FoundModel
 from ibtrain.pretrained.lavis import to_lavis
 
 
-def export_lavis(model_path: Path, out: Path, *, whole: bool = False) -> ExportReport:
+def export_lavis(
+    model_path: Path, out: Path, *, whole: bool = False, evaluation: Path | None = None
+) -> ExportReport:
     """Writes a model under LAVIS's names, and proves it by opening it on the base.
 
     Adapters are merged into the language model's weights. Memory is that of the largest tensor.
@@ -37,6 +39,7 @@ def export_lavis(model_path: Path, out: Path, *, whole: bool = False) -> ExportR
         model_path: see `ibtrain.pretrained.finding.find_model`.
         out: the directory to make; it must not exist.
         whole: every weight, and not only what was trained.
+        evaluation: a directory of `ibtrain evaluate`, whose scores stand in the model card.
 
     Raises:
         ValueError: when the model cannot be opened, or `out` is there already.
@@ -54,7 +57,7 @@ def export_lavis(model_path: Path, out: Path, *, whole: bool = False) -> ExportR
 
         written = write_torch_file(tensors, directory / TRIMMED)
         proof = prove_lavis(found, directory)
-        write_report(found, directory, "lavis", written, proof)
+        write_report(found, directory, "lavis", written, proof, evaluation)
     return ExportReport(out, proof)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ibtrain.config import ModelSection
+from ibtrain.export.card import hub_name
 from ibtrain.export.directory import ExportReport, write_report, written_whole
 from ibtrain.export.proof import prove_peft
 from ibtrain.export.weight_shards import write_safetensors
@@ -20,12 +21,13 @@ from ibtrain.pretrained.found import Adapters, FoundModel
 from ibtrain.pretrained.peft import ADAPTER_WEIGHTS, peft_names
 
 
-def export_peft(model_path: Path, out: Path) -> ExportReport:
+def export_peft(model_path: Path, out: Path, *, evaluation: Path | None = None) -> ExportReport:
     """Writes a model's adapters, and proves them by opening them with peft on the base.
 
     Args:
         model_path: see `ibtrain.pretrained.finding.find_model`.
         out: the directory to make; it must not exist.
+        evaluation: a directory of `ibtrain evaluate`, whose scores stand in the model card.
 
     Raises:
         ValueError: when the model cannot be opened or has no adapters, or `out` is there already.
@@ -44,7 +46,7 @@ def export_peft(model_path: Path, out: Path) -> ExportReport:
         proof = prove_peft(found, directory)
         written["parameters"] += sum(tensor.numel() for tensor in beside.values())
         written["bytes"] += sum(tensor.nbytes for tensor in beside.values())
-        write_report(found, directory, "peft", written, proof)
+        write_report(found, directory, "peft", written, proof, evaluation)
     return ExportReport(out, proof)
 
 
@@ -86,9 +88,9 @@ def _named(adapters: Adapters) -> Iterator[tuple[str, Tensor]]:
 
 
 def _base_name(found: FoundModel) -> str | None:
-    """The directory of the language model, for `AutoPeftModel`."""
+    """What `AutoPeftModel` loads: the base's name on the hub, else its directory."""
     section: ModelSection | None = None if found.recipe is None else found.recipe.model
     if section is None:
         return None
     named: Any = section.base if section.parts is None else section.parts.language
-    return None if named is None else str(named)
+    return None if named is None else hub_name(named) or str(named)

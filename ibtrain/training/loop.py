@@ -40,6 +40,7 @@ from ibtrain.training.placement import choose_sharding, write_plan
 from ibtrain.training.request import Request
 from ibtrain.training.resume import find_resume, refuse_changes
 from ibtrain.training.schedule import learning_rate
+from ibtrain.training.starts import record_start
 from ibtrain.training.telemetry import Telemetry
 from ibtrain.training.window import Window
 
@@ -171,6 +172,7 @@ class _Run:
 
     def _begin_telemetry(self) -> Telemetry:
         assert self.incarnation is not None
+        record_start(self.incarnation, self.first_step, self.ranks, self.engine.device)
         return Telemetry(self.incarnation, self.first_step)
 
     def _announce(self, resumed: tuple[Path, int] | None, unseen: Sequence[str]) -> None:

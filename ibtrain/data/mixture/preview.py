@@ -4,7 +4,6 @@ Samples are read, drawn and augmented by the code that training uses, so the pag
 model would see. One shard of each dataset is opened, whatever the size of the mixture.
 """
 
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,15 +17,20 @@ import torch
 from ibtrain.config import Recipe
 from ibtrain.data.images import CLIP_MEAN, CLIP_STD
 from ibtrain.data.mixture.collate import Sample
-from ibtrain.data.mixture.preview_page import ShownDataset, ShownSample, ShownText, page
+from ibtrain.data.mixture.preview_page import (
+    MOST_SAMPLES,
+    ShownDataset,
+    ShownSample,
+    ShownText,
+    page,
+)
 from ibtrain.data.mixture.reader import MixtureReader
 from ibtrain.data.mixture.sampling import augmentation_for, draw_sample
 from ibtrain.data.mixture.shares import Mixture, MixtureStratum
 from ibtrain.data.records import Record
 from ibtrain.defaults import PREVIEW_SAMPLES
-from ibtrain.files import write_whole
+from ibtrain.pages import check_writable, write_page
 
-MOST_SAMPLES = 500
 _AUGMENTATION = {
     "resize": "plain resize",
     "crop": "random crop, not mirrored",
@@ -56,19 +60,33 @@ def write_preview(
     """
     if not 1 <= samples <= MOST_SAMPLES:
         raise ValueError(f"{samples} samples of each dataset; 1 to {MOST_SAMPLES} can be shown")
-    if not path.absolute().parent.is_dir() or path.is_dir():
-        raise ValueError(f"the page cannot be written to {path}: name a file in a folder there is")
+    check_writable(path)
     if seed is not None:
         recipe = recipe.model_copy(update={"seed": seed})
     with _cache(recipe) as cache:
-        reader = MixtureReader(recipe, mixture, cache)
-        datasets = [
-            _shown_dataset(reader, recipe, mixture, number, samples)
-            for number in range(len(mixture.datasets))
-        ]
-    text = page(recipe.name, _facts(recipe, mixture), datasets)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    write_whole(path, text.encode(errors="replace"), temporary=temporary)
+        datasets = shown_datasets(recipe, mixture, samples, cache)
+    write_page(path, page(recipe.name, _facts(recipe, mixture), datasets))
+
+
+def shown_datasets(
+    recipe: Recipe, mixture: Mixture, samples: int, cache: Path
+) -> list[ShownDataset]:
+    """Each dataset with some of its samples, as `write_preview` chooses and draws them.
+
+    Args:
+        recipe: says how samples are drawn.
+        mixture: resolved from it.
+        samples: how many of each dataset.
+        cache: directory that shards are unpacked to.
+
+    Raises:
+        OSError: the cache cannot be written.
+    """
+    reader = MixtureReader(recipe, mixture, cache)
+    return [
+        _shown_dataset(reader, recipe, mixture, number, samples)
+        for number in range(len(mixture.datasets))
+    ]
 
 
 @contextmanager

@@ -1,11 +1,5 @@
-"""The preview as one HTML page: no file beside it, no network, no script; texts are hostile.
+"""The preview of a mixture as an HTML page, and the cards of samples that other pages show too."""
 
-Every text comes from somebody's annotations, so it is escaped, its direction is kept to itself, and
-the page's own policy forbids whatever might slip through from loading or running anything.
-"""
-
-import base64
-import html
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,9 +8,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-SHOWN_CHARACTERS = 4000
+from ibtrain import pages
+from ibtrain.pages import text as _text
+
+MOST_SAMPLES = 500
+"""Of each dataset on one page."""
 _OPEN_VARIANTS = 3
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 @dataclass(frozen=True)
@@ -73,16 +70,13 @@ def page(title: str, facts: Sequence[tuple[str, str]], datasets: Sequence[ShownD
         facts: (what, value) pairs for the head of the page.
         datasets: in the order of the recipe.
     """
-    shown_facts = "".join(f"<div><dt>{_text(k)}</dt><dd>{_text(v)}</dd></div>" for k, v in facts)
     sections = "".join(_section(number, dataset) for number, dataset in enumerate(datasets))
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>Mixture of {_text(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        f"<header><h1>{_text(title)}</h1><dl class=facts>{shown_facts}</dl></header>\n"
-        f"<main>{_chart(datasets)}{sections}</main>\n</body>\n</html>\n"
+    return pages.page(
+        f"Mixture of {title}",
+        pages.facts(facts),
+        _chart(datasets) + sections,
+        heading=title,
+        style=CARD_STYLE + _CHART_STYLE,
     )
 
 
@@ -126,7 +120,6 @@ def _epochs(epochs: float) -> str:
 
 
 def _section(number: int, dataset: ShownDataset) -> str:
-    cards = "".join(_card(sample) for sample in dataset.samples)
     forms = "".join(
         f" &middot; {_text(form.replace('_', ' '))} {draws:,}" for form, draws in dataset.forms
     )
@@ -135,8 +128,13 @@ def _section(number: int, dataset: ShownDataset) -> str:
         f'<section id="d{number}"><h2>{_text(dataset.name)}</h2>'
         f"<p class=note>{_text(dataset.task.replace('_', ' '))} &middot; {dataset.share:.2%} of "
         f"the mixture &middot; {dataset.size:,} samples, each seen {dataset.epochs:.2f} times per "
-        f"epoch{forms}</p>{trouble}<div class=cards>{cards}</div></section>\n"
+        f"epoch{forms}</p>{trouble}{cards(dataset.samples)}</section>\n"
     )
+
+
+def cards(samples: Iterable[ShownSample]) -> str:
+    """A card for each sample; the page needs CARD_STYLE."""
+    return f"<div class=cards>{''.join(_card(sample) for sample in samples)}</div>"
 
 
 def _card(sample: ShownSample) -> str:
@@ -155,17 +153,22 @@ def _pictures(pictures: Sequence[npt.NDArray[np.uint8]]) -> str:
         return "<div class=textalone>text alone, no image</div>"
     kind = "frames" if len(pictures) > 1 else "picture"
     images = "".join(
-        f'<img alt="{f"frame {number}" if len(pictures) > 1 else "the image"} as the model sees it"'
-        f' width="{picture.shape[1]}" height="{picture.shape[0]}" src="{_data_uri(picture)}">'
+        pages.image(
+            _jpeg(picture),
+            "jpeg",
+            f"{f'frame {number}' if len(pictures) > 1 else 'the image'} as the model sees it",
+            picture.shape[1],
+            picture.shape[0],
+        )
         for number, picture in enumerate(pictures, start=1)
     )
     return f"<div class={kind}>{images}</div>"
 
 
-def _data_uri(picture: npt.NDArray[np.uint8]) -> str:
+def _jpeg(picture: npt.NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "JPEG", quality=88)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return buffer.getvalue()
 
 
 def _texts(texts: Sequence[ShownText], kind: str) -> str:
@@ -202,53 +205,9 @@ def _items(texts: Iterable[ShownText], heaviest: float) -> str:
     return "".join(items)
 
 
-def _text(text: str) -> str:
-    """A text as HTML: escaped, without control characters, and of bounded length."""
-    left_out = len(text) - SHOWN_CHARACTERS
-    if left_out > 0:
-        text = f"{text[:SHOWN_CHARACTERS]} ... ({left_out:,} more characters)"
-    plain = "".join(
-        character if character in "\n\t" or character.isprintable() else "\N{REPLACEMENT CHARACTER}"
-        for character in text
-    )
-    return html.escape(plain)
-
-
-_STYLE = """
-:root{--ground:#f6f6f4;--card:#fff;--ink:#1d1d1b;--soft:#63635e;--line:#dededa;--accent:#0b6e69;
---grey:#b4b4ad;--wash:#e3f1ef;--bad:#a3271b}
-@media(prefers-color-scheme:dark){:root{--ground:#161717;--card:#1f2121;--ink:#ececea;
---soft:#a3a39d;--line:#363837;--accent:#4cc3ba;--grey:#5d605e;--wash:#183634;--bad:#ff9385}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--ground);color:var(--ink);overflow-wrap:anywhere;
-font:15px/1.45 system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans",sans-serif}
-header,main{max-width:1240px;margin:0 auto;padding:0 20px}
-header{padding-top:28px}
-h1{font-size:26px;margin:0 0 12px;letter-spacing:-.01em}
-h2{font-size:19px;margin:0 0 4px}
-h3{font-size:11px;margin:14px 0 4px;text-transform:uppercase;letter-spacing:.06em;color:var(--soft)}
-section{margin:36px 0}
-.facts{display:flex;flex-wrap:wrap;gap:8px 28px;margin:0}
-.facts dt{font-size:12px;color:var(--soft)}
-.facts dd{margin:0;font-variant-numeric:tabular-nums}
-.note,.legend{color:var(--soft);font-size:13px;margin:0}
-.trouble{color:var(--bad)}
-.legend span{display:inline-block;width:18px;height:9px;border-radius:2px;margin-right:4px}
-.legend span+span{margin-left:14px}
-.key-share{background:var(--accent)}.key-size{background:var(--grey);margin-left:14px}
-table{width:100%;border-collapse:collapse;margin-top:10px;font-variant-numeric:tabular-nums}
-td,th{padding:5px 8px;text-align:right;font-weight:400;white-space:nowrap}
-thead th{font-size:12px;color:var(--soft);border-bottom:1px solid var(--line)}
-th:first-child{text-align:left;padding-left:0}td:last-child,th:last-child{padding-right:0}
-td.bar{width:46%;min-width:90px}
-td.bar svg{display:block;width:100%;height:20px}
-rect.share{fill:var(--accent)}rect.size{fill:var(--grey)}
-a{color:inherit;text-decoration-color:var(--grey);text-underline-offset:3px}
-.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(330px,100%),1fr));gap:16px;
-margin-top:14px;align-items:start}
+CARD_STYLE = """
 article{background:var(--card);border:1px solid var(--line);border-radius:10px;overflow:hidden}
 .picture,.frames,.textalone{background:var(--line)}
-img{display:block;width:100%;height:auto}
 .frames{display:grid;grid-template-columns:repeat(4,1fr);gap:2px}
 .picture img{max-width:224px;margin:0 auto}
 .textalone{padding:26px;text-align:center;color:var(--soft);font-size:13px}
@@ -263,8 +222,12 @@ li.drawn{background:var(--wash)}
 .weight{flex:none;width:56px;text-align:right;font-size:13px;color:var(--soft);
 font-variant-numeric:tabular-nums}
 .weight svg{display:block;width:100%;height:3px}.weight rect{fill:var(--grey)}
-details{margin-top:4px}summary{cursor:pointer;font-size:13px;color:var(--soft)}
-code{font:12.5px ui-monospace,Menlo,Consolas,monospace}
-@media(max-width:640px){.wide{display:none}td,th{padding:5px 5px}header,main{padding:0 14px}
-header{padding-top:20px}}
+"""
+_CHART_STYLE = """
+.legend span{display:inline-block;width:18px;height:9px;border-radius:2px;margin-right:4px}
+.legend span+span{margin-left:14px}
+.key-share{background:var(--accent)}.key-size{background:var(--grey);margin-left:14px}
+td.bar{width:46%;min-width:90px}
+td.bar svg{display:block;width:100%;height:20px}
+rect.share{fill:var(--accent)}rect.size{fill:var(--grey)}
 """

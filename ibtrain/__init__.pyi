@@ -1,0 +1,3 @@
+from ibtrain.api import InstructBlip as InstructBlip
+
+__version__: str
