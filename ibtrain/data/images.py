@@ -94,11 +94,13 @@ def reencode(
         levels = decode(data, header, at_least=0 if unchanged else 2 * limit, turn=turn)
         return data if unchanged else encode_jpeg(levels, limit, quality)
     except DAMAGE as error:
-        raise ValueError(f"{path}: not a readable image: {_instead(path) or error}") from error
+        raise ValueError(f"{path}: not a readable image: {what_it_is(path) or error}") from error
 
 
-def _instead(path: Path) -> str:
-    """What a file that is no image is, where that can be told: a failed download in most cases."""
+def what_it_is(path: Path) -> str:
+    """What a file that is no image and no video is, in a sentence, where that can be told: a failed
+    download in most cases.
+    """
     if not path.is_file():  # a pipe would be waited for
         return ""
     try:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageOps
 
-from ibtrain.data.images import to_rgb
+from ibtrain.data.images import to_rgb, what_it_is
 from ibtrain.defaults import FRAMES
 
 if TYPE_CHECKING:
@@ -101,7 +101,8 @@ def frames(path: Path, count: int = FRAMES) -> tuple[Image.Image, ...]:
         packets = _Packets.of(path)
         return tuple(_decoded(path, packets, packets.middles(count)))
     except _damage() as error:
-        raise ValueError(f"{path}: not a readable video: {_sentence(error)}") from error
+        said = what_it_is(path) or _sentence(error)
+        raise ValueError(f"{path}: not a readable video: {said}") from error
 
 
 def frame_files(directory: Path, count: int = FRAMES) -> tuple[Path, ...]:

@@ -129,7 +129,12 @@ def test_numbers_of_any_length_can_be_in_names(tmp_path: Path):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "not a readable video"),
+        (b"", "not a readable video: it is empty; fetch it again"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 9\n",
+            "not a readable video: it is a pointer of Git LFS",
+        ),
+        (b"<!DOCTYPE html><html>", "not a readable video: it is a web page"),
         (b"\0" * 5000, "not a readable video"),
         (b"ffconcat version 1.0\nfile a.mp4\n", "not a readable video"),
         (b"#EXTM3U\n#EXTINF:1,\na.mp4\n#EXT-X-ENDLIST\n", "not a readable video"),
