@@ -105,7 +105,7 @@ def _chart(row: Mapping[str, Any]) -> str:
     shapes = []
     for number, (label, value, ours) in enumerate(bars):
         top = number * _ROW
-        short = label if len(label) <= 38 else f"{label[:37]}\u2026"
+        short = label if len(label) <= 34 else f"{label[:33]}\u2026"
         shapes.append(
             f"<text x={_LABEL - 8} y={top + 16} text-anchor=end>{text(short)}</text>"
             f"<rect class={'ours' if ours else 'theirs'} x={_LABEL} y={top + 4} "

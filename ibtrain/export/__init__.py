@@ -43,10 +43,6 @@ def export(
     from ibtrain.export.directory import check_out
 
     check_out(out)
-    if evaluation is not None:
-        from ibtrain.export.card import read_scores
-
-        read_scores(evaluation)  # refused before hours of work
     for name, given, belongs in (("keep-adapter", keep_adapter, "hf"), ("whole", whole, "lavis")):
         if given and to != belongs:
             raise ValueError(f"--{name} belongs to --to {belongs}; leave it out for --to {to}")

@@ -45,7 +45,7 @@ def write_card(
         FileError: the evaluation cannot be read.
         OSError: the file system cannot take it.
     """
-    scores = () if evaluation is None else read_scores(evaluation)
+    scores = () if evaluation is None else read_scores(evaluation, found.step)
     name = directory_name(found)
     fields = _fields(found, kind, name, scores)
     body = _body(found, kind, name, proof, scores, "license" in _base_license(found))
@@ -53,13 +53,18 @@ def write_card(
     (directory / CARD).write_text(text, encoding="utf-8")
 
 
-def read_scores(evaluation: Path) -> tuple[Benchmark, ...]:
+def read_scores(evaluation: Path, step: int | None = None) -> tuple[Benchmark, ...]:
     """The scores of an evaluation.
 
     Raises:
-        FileError: it is none, or holds no score.
+        FileError: it is none, holds no score, or tells that it is of another step.
     """
     read: Evaluation = read_evaluation(evaluation)
+    if None not in (step, read.step) and step != read.step:
+        raise FileError(
+            f"{evaluation} is of step {read.step}, and the model of step {step}; give the "
+            "evaluation of this step"
+        )
     scores = tuple(one for one in read.benchmarks if one.value is not None)
     if not scores:
         raise FileError(
@@ -67,6 +72,16 @@ def read_scores(evaluation: Path) -> tuple[Benchmark, ...]:
             or f"{evaluation} holds no score; give a directory that `ibtrain evaluate` wrote"
         )
     return scores
+
+
+def check_evaluation(found: FoundModel, evaluation: Path | None) -> None:
+    """Refuses an evaluation of something else before anything is written.
+
+    Raises:
+        FileError: see `read_scores`.
+    """
+    if evaluation is not None:
+        read_scores(evaluation, found.step)
 
 
 def directory_name(found: FoundModel) -> str:

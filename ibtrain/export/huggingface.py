@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from ibtrain.export.all_releases import config_in_all_words, processor_in_all_words
+from ibtrain.export.card import check_evaluation
 from ibtrain.export.directory import (
     ExportReport,
     failures_of_the_disk,
@@ -80,6 +81,7 @@ def export_huggingface(
     """
     with written_whole(out) as directory:
         found = find_model(model_path)
+        check_evaluation(found, evaluation)
         tokenizer = _write_processor(found, directory)
         found = with_rows(found, len(tokenizer))
         written_model = found

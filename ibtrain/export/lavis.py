@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ibtrain.export.card import check_evaluation
 from ibtrain.export.directory import (
     ExportReport,
     failures_of_the_disk,
@@ -48,6 +49,7 @@ def export_lavis(
     """
     with written_whole(out) as directory:
         found = find_model(model_path)
+        check_evaluation(found, evaluation)
         names = sorted(found.sources) if whole else exported_names(found)
         encoder_decoder = found.config.text_config.model_type == "t5"
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ibtrain.config import ModelSection
-from ibtrain.export.card import hub_name
+from ibtrain.export.card import check_evaluation, hub_name
 from ibtrain.export.directory import ExportReport, write_report, written_whole
 from ibtrain.export.proof import prove_peft
 from ibtrain.export.weight_shards import write_safetensors
@@ -36,6 +36,7 @@ def export_peft(model_path: Path, out: Path, *, evaluation: Path | None = None) 
     """
     with written_whole(out) as directory:
         found = find_model(model_path)
+        check_evaluation(found, evaluation)
         adapters = adapters_of(found, model_path)
         written = write_adapters(found, adapters, directory)
         beside = {

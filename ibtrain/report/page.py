@@ -150,7 +150,8 @@ def _evaluations(evaluations: Sequence[Evaluation]) -> str:
 
 
 def _evaluation(evaluation: Evaluation) -> str:
-    heading = f"<h3><bdi>{text(evaluation.path.name)}</bdi></h3>"
+    step = "" if evaluation.step is None else f", step {evaluation.step:,}"
+    heading = f"<h3><bdi>{text(evaluation.path.name)}</bdi>{step}</h3>"
     if evaluation.trouble:
         return f"{heading}<p class='note trouble'>{text(evaluation.trouble)}</p>"
     rows = [

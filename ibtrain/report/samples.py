@@ -15,7 +15,7 @@ from ibtrain.data.mixture.preview_page import ShownDataset
 from ibtrain.data.mixture.shares import resolve_mixture
 from ibtrain.data.shards.remote import local_directory
 from ibtrain.files import FileError, read_json
-from ibtrain.report.lines import Unread, objects
+from ibtrain.report.lines import Unread, objects, whole_number
 from ibtrain.report.metrics import finite
 
 RESULTS, PREDICTIONS = "results.json", "predictions.jsonl"
@@ -65,6 +65,8 @@ class Evaluation:
     path: Path
     benchmarks: tuple[Benchmark, ...] = ()
     trouble: str = ""
+    step: int | None = None
+    """Of the model, where the evaluation tells."""
 
 
 def samples_of(recipe: Recipe, samples: int) -> tuple[list[ShownDataset], str]:
@@ -103,7 +105,7 @@ def read_evaluation(path: Path) -> Evaluation:
     """An evaluation as `ibtrain evaluate` wrote it; what is damaged is said."""
     try:
         document = read_json(path / RESULTS, "give a directory that `ibtrain evaluate` wrote")
-        rows = document.get("benchmarks")
+        rows, model = document.get("benchmarks"), document.get("model")
         if not isinstance(rows, dict):
             return Evaluation(path, trouble=f"{path / RESULTS} names no benchmarks")
         answers = _answers(path / PREDICTIONS)
@@ -115,6 +117,7 @@ def read_evaluation(path: Path) -> Evaluation:
                 for name, row in shown
                 if isinstance(row, dict)
             ),
+            step=whole_number(model.get("step")) if isinstance(model, dict) else None,
         )
     except (FileError, OSError) as error:
         return Evaluation(path, trouble=str(error))

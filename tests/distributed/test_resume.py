@@ -83,6 +83,8 @@ def test_bf16_resumes_bitwise(
     group = zygote.start_ibtrain(2, *command(world_directory, killed, *overrides))
     assert group.wait() == [0, 0], group.output()
     assert "going on from step-00000004" in group.output()
+    starts = [json.loads(line) for line in (killed / "starts.jsonl").read_text().splitlines()]
+    assert [(start["step"], start["world_size"]) for start in starts] == [(0, 2), (4, 2)]
     assert final_files(killed, 8) == final_files(quiet, 8)
 
 

@@ -120,6 +120,11 @@ def test_an_evaluation_that_is_none_is_refused_before_any_work(run, tmp_path, ca
     words = ["export", str(run), "--to", "hf", "--out", str(tmp_path / "out"), "--evaluation"]
     assert main([*words, str(tmp_path / "empty")]) == 2
     assert "give a directory that `ibtrain evaluate` wrote" in capsys.readouterr().err
+    (tmp_path / "empty/results.json").write_text(
+        '{"benchmarks": {"gqa": {"value": 0.5}}, "model": {"step": 6}}'
+    )
+    assert main([*words, str(tmp_path / "empty")]) == 2
+    assert "empty is of step 6, and the model of step 7" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

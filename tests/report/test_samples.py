@@ -13,7 +13,8 @@ def write_evaluation(directory: Path, count: int) -> None:
     """The files of an evaluation of one benchmark."""
     directory.mkdir()
     row = {"metric": "exact match", "value": 0.5, "interval": [0.25, 0.75], "n": count}
-    (directory / "results.json").write_text(json.dumps({"benchmarks": {"gqa": row}}))
+    document = {"benchmarks": {"gqa": row}, "model": {"step": 20}}
+    (directory / "results.json").write_text(json.dumps(document))
     with (directory / "predictions.jsonl").open("w") as file:
         for number in range(count):
             line = {
@@ -44,6 +45,7 @@ def test_what_evaluation_writes_is_read(tmp_path: Path, shards: Path):
     assert_by_itself(Page(text))
     wanted = ["gqa", "exact match", "50.00%", "25.00% to 75.00%"]
     assert rows_of(text, "scores of evaluation")[1] == [*wanted, "20"]
+    assert text.count("</bdi>, step 20</h3>") == 2
     assert rows_of(text, "scores of elsewhere")[1] == [*wanted, "3"]
     assert len(Page(text).images()) == 2
 
