@@ -188,8 +188,8 @@ def test_the_plan(document, capsys):
 
 
 def test_a_plan_that_fits_nowhere_is_a_failure(capsys):
-    request = ["plan", "vicuna13b", "--gpu", "rtx3090", "--gpus-per-node", "1", "--json"]
-    assert main(request) == 1
+    request = ["plan", "vicuna13b", "model.train_parts.language=full", "--gpu", "rtx3090"]
+    assert main([*request, "--gpus-per-node", "1", "--json"]) == 1
     printed = capsys.readouterr()
     plan = json.loads(printed.out)
     assert plan["chosen"] == ""
