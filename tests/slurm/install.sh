@@ -13,5 +13,5 @@ if ! command -v apt-get >/dev/null || [[ $(id -u) != 0 ]]; then
 fi
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -q
-# The packages' own services are of no use here, and may not be started in a container.
+# The packages' own services are not needed here, and may not be started in a container.
 apt-get install -y -q --no-install-recommends "${missing[@]}"

@@ -103,7 +103,7 @@ class Survey:
 
 
 def load_survey(chunks: Path, raw: Path) -> Survey | None:
-    """The survey that was made before, if it was made wholly."""
+    """The survey that was made before, if it was finished."""
     path = chunks / PLAN / _CONTENT
     if not path.is_file():
         return None

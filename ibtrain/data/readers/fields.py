@@ -21,7 +21,7 @@ class Rejected:
     """An annotation that gives no example.
 
     `bad` tells damage (a missing image, a wrong type), which counts against the budget of bad
-    records, from what is well-formed and of no use (no answer), which is only counted.
+    records, from what is well-formed and unusable (no answer), which is only counted.
     """
 
     id: str
