@@ -1,5 +1,6 @@
 import json
 import logging
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -28,7 +29,7 @@ def test_each_start_is_a_line(tmp_path: Path, monkeypatch):
     for line in lines:
         assert line["world_size"] == 6 and line["time"].endswith("+00:00")
         assert line["versions"]["ibtrain"] == __version__
-        assert line["versions"]["torch"] == torch.__version__
+        assert line["versions"]["torch"] == version("torch")
         assert line["environment"]["device"] == "cpu"
         assert line["environment"]["processes on this host"] == 2
         assert line["environment"]["launcher"] == "torchrun"
