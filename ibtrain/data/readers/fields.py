@@ -218,6 +218,8 @@ class Row:
 def _kind(value: object) -> str:
     if value is None:
         return "null"
+    if isinstance(value, Unreadable):
+        return f"an object in which {value.reason}"
     if isinstance(value, (dict, list)):
         return "an object" if isinstance(value, dict) else "a list"
     shown = repr(value[:61] if isinstance(value, str) else value)

@@ -44,8 +44,21 @@ def whole_number(text: str) -> float:
     return int(text) if len(text) <= _MAXIMUM_DIGITS else math.inf
 
 
-_DECODER = json.JSONDecoder()
-_LENIENT = json.JSONDecoder(parse_int=whole_number)  # numbers that int() refuses become infinite
+def unrepeated(pairs: list[tuple[str, object]]) -> object:
+    """For `object_pairs_hook` of json: an object in which a key stands twice cannot be read, as it
+    says two things.
+    """
+    content = dict(pairs)
+    if len(content) == len(pairs):
+        return content
+    names = [name for name, _ in pairs]
+    key = next(name for number, name in enumerate(names) if name in names[:number])
+    return Unreadable(f"the key {key[:60]!r} stands twice")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=unrepeated)
+# Numbers that int() refuses become infinite.
+_LENIENT = json.JSONDecoder(parse_int=whole_number, object_pairs_hook=unrepeated)
 
 
 class Cursor:
@@ -287,7 +300,7 @@ def line_entries(path: Path) -> Iterator[tuple[str, object]]:
             continue
         origin = f"{path.name}:{number}"
         try:
-            yield origin, json.loads(line.decode("utf-8-sig"), parse_int=whole_number)
+            yield origin, _LENIENT.decode(line.decode("utf-8-sig"))
         except RecursionError:
             yield origin, Unreadable("not readable as JSON: nested too deeply")
         except UnicodeDecodeError as error:

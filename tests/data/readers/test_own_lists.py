@@ -277,3 +277,22 @@ def test_a_few_bad_ones_are_told_with_the_first_reason(
         f"all are in {out}/quarantine.jsonl)"
     )
     assert json.loads((out / "card.json").read_text())["report"]["first_bad"] == first
+
+
+@pytest.mark.parametrize("file", ["list.json", "list.jsonl"])
+def test_an_entry_that_says_two_things_under_one_key_is_bad(raw: Path, file: str):
+    entries = [
+        '{"image": "a.jpg", "question": "Q?", "answer": "red", "answer": "blue"}',
+        '{"image": "a.jpg", "question": "Q?", "answer": "left"}',
+    ]
+    content = f"[{', '.join(entries)}]" if file == "list.json" else "\n".join(entries)
+    told = found(raw, file, content)
+    assert told[0].endswith(": the key 'answer' stands twice")
+    assert [one.partition(" ")[2] for one in told[1:]] == ["images/a.jpg: Q? leftx1"]
+
+
+def test_a_key_that_stands_twice_within_a_turn_is_bad(raw: Path):
+    turns = '[{"from": "human", "value": "Q?", "value": "R?"}, {"from": "gpt", "value": "A"}]'
+    entry = f'[{{"id": "1", "image": "a.jpg", "conversations": {turns}}}]'
+    (told,) = found(raw, "list.json", entry, "conversation")
+    assert told.endswith("conversations[0]: the key 'value' stands twice")
