@@ -147,7 +147,8 @@ def _placed(
         return ("zero2" if recipe.sharding == AUTO else recipe.sharding), because, None
     plan = make_plan(recipe, Cluster(request.nodes, request.gpus_per_node, device))
     if not plan.chosen:
-        raise RecipeError(f"{recipe.name} on {request.nodes} nodes: {plan.because}")
+        nodes = f"{request.nodes} node{'' if request.nodes == 1 else 's'}"
+        raise RecipeError(f"{recipe.name} on {nodes}: {plan.because}")
     if recipe.sharding == AUTO:
         return plan.chosen, plan.because, plan
     (own,) = (choice for choice in plan.choices if choice.sharding == recipe.sharding)

@@ -1,13 +1,15 @@
 """`ibtrain ask`, `rank`, `evaluate`, `compare` and `export`."""
 
 import argparse
+import logging
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 from ibtrain.cli.saying import SUCCESS, rank, say, shows_progress, verb_of
 from ibtrain.defaults import ASK_BEAMS, ASK_NEW_TOKENS, ASK_REPETITION_PENALTY, SHARD_GIGABYTES
+
+logger = logging.getLogger(__name__)
 
 
 def add_ask(verbs: Any) -> None:
@@ -80,7 +82,7 @@ def _rank(parsed: argparse.Namespace) -> int:
 
     candidates, twice = read_candidates(parsed.candidates)
     for text in twice:
-        print(f"{text!r} is given more than once; it is scored once", file=sys.stderr)
+        logger.warning("%r is given more than once; it is scored once", text)
     settings = RankingSettings(parsed.length, parsed.prior, parsed.content_free)
     images = [_picture(file) for file in parsed.image]
     opened = open_to_answer(parsed.model)

@@ -380,7 +380,7 @@ def _text(content: Mapping[str, Any], raw: Path, taken: Mapping[str, str]) -> st
     head = (
         f"# A first version, written by looking at {_one_line(raw.name)} "
         f"({_one_line(_said(taken))}).\n# Look it over, then\n"
-        f"#   ibtrain data prepare {name}.yaml --raw DIR --out shards/{name}\n"
+        f"#   ibtrain data prepare THIS_FILE --raw DIR --out shards/{name}\n"
     )
     blocks = []
     for key, value in content.items():
