@@ -194,21 +194,33 @@ def test_other_data_than_the_checkpoint_had(
 
 
 def test_of_two_runs_in_a_directory_the_later_goes_on(
-    zygote: Zygote, world_directory: Path, finished: Path, tmp_path: Path
+    zygote: Zygote, world_directory: Path, tmp_path: Path
 ) -> None:
-    run = tmp_path / "run"
-    first = start(zygote, world_directory, run, "training.steps=4000")
+    """The first stands still while the second starts, as a task of a node that was given up may,
+    and then wakes up while the second trains.
+    """
+    # A rate that does not hang on the number of steps: the two runs have other numbers.
+    constant = "training.min_learning_rate=1.0e-2"
+    quiet, run = tmp_path / "quiet", tmp_path / "run"
+    succeeds(start(zygote, world_directory, quiet, constant))
+    first = start(zygote, world_directory, run, constant, "training.steps=4000")
     first.wait_until(lambda: latest_step(run) is not None)
+    for pid in first.pids:
+        os.kill(pid, signal.SIGSTOP)
     # One that is refused takes nothing away.
     assert "is 9, " in sentence(start(zygote, world_directory, run, "training.global_batch=9"), 2)
     changed = start(zygote, world_directory, run, "data.balance=uniform", ranks=1)
     assert "was trained on other data" in sentence(changed, 2)
-    second = start(zygote, world_directory, run)
+    second = start(zygote, world_directory, run, constant)
+    second.wait_until(lambda: "going on from step-" in second.output())
+    for pid in first.pids:
+        os.kill(pid, signal.SIGCONT)
     complaint = sentence(first, 1)
     by = f"(process {second.pids[0]} on {socket.gethostname()})"
     assert complaint.startswith(f"{run} was taken over by a later start {by}")
-    assert "going on from step-" in succeeds(second)
-    assert digests(latest_step(run)) == digests(latest_step(finished))
+    succeeds(second)
+    assert step_of(latest_step(run)) == STEPS
+    assert digests(latest_step(run)) == digests(latest_step(quiet))
 
 
 def test_a_signal_to_one_rank(
