@@ -17,6 +17,7 @@ from ibtrain.data.mixture.reader import cache_directory
 from ibtrain.data.mixture.shares import resolve_mixture
 from ibtrain.distributed.processes import start_processes
 from ibtrain.distributed.ranks import on_every_rank, on_rank_zero_only
+from ibtrain.model.instructblip import InstructBlip
 from ibtrain.pretrained.base import base_config, base_directory, base_sources
 from ibtrain.pretrained.fit import choose_sources
 from ibtrain.tokenization import InstructionTokenizer
@@ -71,6 +72,17 @@ def micro_batches_of(recipe: Recipe, samples: list[Sample], size: int) -> list:
         )
         for begin in range(0, len(samples), size)
     ]
+
+
+def plain_model(recipe: Recipe) -> InstructBlip:
+    """The recipe's base as one module, for an oracle without DeepSpeed."""
+    config = base_config(recipe.model)
+    (source,) = base_sources(recipe.model, config, recipe.seed)
+    model = InstructBlip(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(source.get(name))
+    return model
 
 
 def build_engine(recipe: Recipe, ranks) -> Engine:

@@ -7,10 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 from ibtrain.config import load_recipe
-from ibtrain.model.instructblip import InstructBlip, set_trainable
-from ibtrain.pretrained.base import base_config, base_sources
+from ibtrain.model.instructblip import set_trainable
 from tests.distributed.conftest import Zygote
-from tests.distributed.jobs import UPDATED, UPDATES, eight_samples, micro_batches_of
+from tests.distributed.jobs import UPDATED, UPDATES, eight_samples, micro_batches_of, plain_model
 
 SHARDINGS = ("zero1", "zero2", "zero3")
 
@@ -27,12 +26,7 @@ def updated(zygote: Zygote, world_directory: Path, tmp_path_factory) -> dict:
 def expected(world_directory: Path) -> dict[str, torch.Tensor]:
     """The oracle: one process, one batch, no DeepSpeed."""
     recipe = load_recipe(str(world_directory / "tiny.yaml"), UPDATED)
-    config = base_config(recipe.model)
-    (source,) = base_sources(recipe.model, config, recipe.seed)
-    model = InstructBlip(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(source.get(name))
+    model = plain_model(recipe)
     set_trainable(model, recipe.model.train_parts.model_dump())
     trained = dict(model.trainable())
     plain = [name for name, value in trained.items() if value.dim() < 2 or name.endswith(".bias")]

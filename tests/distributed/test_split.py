@@ -6,10 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ibtrain.model.instructblip import InstructBlip
-from ibtrain.pretrained.base import base_config, base_sources
 from tests.distributed.conftest import Zygote, tiny_recipe
-from tests.distributed.jobs import eight_samples, micro_batches_of
+from tests.distributed.jobs import eight_samples, micro_batches_of, plain_model
 
 TOLERANCE = 1e-5
 
@@ -33,12 +31,7 @@ def gradients(zygote: Zygote, world_directory: Path, tmp_path_factory) -> dict:
 def plain_gradient(directory: Path, samples: list) -> dict[str, torch.Tensor]:
     """The oracle: one process, one batch, no DeepSpeed."""
     recipe = tiny_recipe(directory)
-    config = base_config(recipe.model)
-    (source,) = base_sources(recipe.model, config, recipe.seed)
-    model = InstructBlip(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(source.get(name))
+    model = plain_model(recipe)
     (batch,) = micro_batches_of(recipe, samples, len(samples))
     losses_A = model(batch)
     (losses_A.sum() / losses_A.numel()).backward()
